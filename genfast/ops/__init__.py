@@ -1,0 +1,11 @@
+"""The fused operators. Each file holds one op: its meaning, its reference, its registrations."""
+
+from genfast.ops.gan_loss import gan_loss as gan_loss
+from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
+from genfast.ops.masked_conv2d import masked_conv2d as masked_conv2d
+from genfast.ops.masked_conv2d import masked_conv2d_reference as masked_conv2d_reference
+from genfast.ops.philox import philox_normal as philox_normal
+from genfast.ops.philox import philox_reference as philox_reference
+from genfast.ops.philox import philox_uniform as philox_uniform
+from genfast.ops.reparameterize import reparameterize as reparameterize
+from genfast.ops.reparameterize import reparameterize_reference as reparameterize_reference

@@ -1,0 +1,107 @@
+"""The reparameterization of a Gaussian latent and its divergence from the prior, in one pass.
+
+Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, section 2.4 and appendix B.
+"""
+
+import torch
+
+from genfast._extension import has_kernel, loaded
+from genfast.errors import InputError
+from genfast.ops.philox import philox_reference
+from genfast.random import as_seed, check_offset
+
+
+def reparameterize(
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    offset: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws z from N(mu, exp(logvar)) and returns the KL divergence from N(0, 1) with it.
+
+    1. noise[n, d] = element offset + n*D + d of the Philox stream of the seed
+    2. z = mu + exp(logvar / 2) * noise
+    3. kl[n] = sum over d of (mu^2 + exp(logvar) - 1 - logvar) / 2
+
+    Equivalent to `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL sum; the noise is
+    made again in the backward pass instead of being stored.
+
+    Args:
+        mu: Means [N, ...], floating point. Rows may lie apart (a half of a split tensor is fine).
+        logvar: Log-variances, shape, dtype and device of `mu`.
+        generator: Where a missing seed comes from; default: torch's CPU generator, on every device,
+            so that `torch.manual_seed` means the same noise everywhere.
+        seed: Stream to use instead, in [0, 2**63).
+        offset: Position of the first noise element in the stream, in elements. Giving the second half
+            of a batch `offset` = the number of elements of the first half reproduces the whole batch.
+
+    Returns:
+        z: shape and dtype of `mu`.
+        kl: [N], nats, dtype of `mu`. Both differentiable once in mu and logvar.
+
+    Raises:
+        InputError: if shapes, dtypes or devices differ, or seed and generator are both given.
+    """
+    _check_arguments(mu, logvar)
+    check_offset("reparameterize", offset)
+    seed_tensor = as_seed("reparameterize", seed, generator)
+    if has_kernel("reparameterize", mu.device):
+        z, kl = torch.ops.genfast.reparameterize(mu, logvar, seed_tensor, offset)
+        return z, kl
+    return reparameterize_reference(mu, logvar, seed_tensor, offset)
+
+
+def reparameterize_reference(
+    mu: torch.Tensor, logvar: torch.Tensor, seed: torch.Tensor, offset: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`reparameterize` in plain PyTorch, with the same noise; differentiable to any order.
+
+    Args:
+        mu: [N, ...].
+        logvar: [N, ...].
+        seed: int64 tensor [1].
+        offset: Stream position of the first noise element.
+    """
+    noise = philox_reference(mu.shape, seed, offset, normal=True).to(mu)
+    z = mu + torch.exp(logvar / 2) * noise
+    kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+    return z, kl.flatten(1).sum(1) if kl.dim() > 1 else kl
+
+
+def _check_arguments(mu: torch.Tensor, logvar: torch.Tensor) -> None:
+    if not mu.is_floating_point() or mu.dim() == 0:
+        raise InputError(
+            "reparameterize: expected floating point mu of shape [N, ...], "
+            f"got mu.shape={tuple(mu.shape)}, mu.dtype={mu.dtype}"
+        )
+    if mu.shape != logvar.shape or mu.dtype != logvar.dtype or mu.device != logvar.device:
+        raise InputError(
+            "reparameterize: expected logvar of the shape, dtype and device of mu, got "
+            f"mu: {tuple(mu.shape)} {mu.dtype} {mu.device}, "
+            f"logvar: {tuple(logvar.shape)} {logvar.dtype} {logvar.device}"
+        )
+
+
+if loaded():
+
+    @torch.library.register_fake("genfast::reparameterize")
+    def _reparameterize_fake(
+        mu: torch.Tensor, logvar: torch.Tensor, seed: torch.Tensor, offset: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mu.new_empty(mu.shape), mu.new_empty(mu.shape[:1])
+
+    @torch.library.register_fake("genfast::_reparameterize_backward")
+    def _reparameterize_backward_fake(
+        grad_z: torch.Tensor | None,
+        grad_kl: torch.Tensor | None,
+        mu: torch.Tensor,
+        logvar: torch.Tensor,
+        seed: torch.Tensor,
+        offset: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return mu.new_empty(mu.shape), mu.new_empty(mu.shape)
+
+    for _device in ("cpu", "cuda"):
+        torch.library.register_autocast("genfast::reparameterize", _device, torch.float32)

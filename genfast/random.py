@@ -1,0 +1,38 @@
+"""Seeds for counter-based randomness.
+
+Every random op of genfast draws from a Philox4x32-10 stream addressed by (seed, offset): element e
+of the stream is the same number on every device, for every thread count and every split of a batch.
+This module turns what users hold (nothing, a `torch.Generator`, or a number) into a seed tensor.
+"""
+
+import torch
+
+from genfast.errors import InputError
+
+_LARGEST_SEED = 2**63 - 1
+
+
+def as_seed(op: str, seed: int | None, generator: torch.Generator | None) -> torch.Tensor:
+    """Returns the seed of one call as an int64 tensor [1].
+
+    A given `seed` is used as it is. Otherwise one is drawn from `generator`, or from torch's default
+    CPU generator, so that `torch.manual_seed` decides the noise on every device. A seed drawn from
+    a CUDA generator stays on its device: nothing waits for it, and a CUDA graph replays with a new one.
+
+    Raises:
+        InputError: if both are given, or `seed` is not in [0, 2**63).
+    """
+    if seed is None:
+        device = "cpu" if generator is None else generator.device
+        return torch.randint(_LARGEST_SEED, (1,), generator=generator, device=device)
+    if generator is not None:
+        raise InputError(f"{op}: expected seed or generator, got both")
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise InputError(f"{op}: expected seed in [0, 2**63), got seed={seed}")
+    return torch.tensor([seed], dtype=torch.int64)
+
+
+def check_offset(op: str, offset: int) -> None:
+    """Refuses a stream position that is not a non-negative integer."""
+    if offset < 0:
+        raise InputError(f"{op}: expected offset >= 0, got offset={offset}")

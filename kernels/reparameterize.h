@@ -1,0 +1,80 @@
+// z = mu + exp(logvar / 2) * noise, and the divergence of N(mu, exp(logvar)) from N(0, 1) per
+// example.
+#pragma once
+
+#include "kernels/philox.h"
+
+namespace genfast {
+
+// A matrix whose rows are contiguous; rows may lie apart (the two halves of an encoder's output
+// do).
+template <typename scalar_t>
+struct RowMatrix {
+  scalar_t* data;
+  int64_t row_stride;  // elements
+};
+
+template <typename scalar_t>
+struct ReparameterizeForward {
+  RowMatrix<const scalar_t> mu;      // [N, D]
+  RowMatrix<const scalar_t> logvar;  // [N, D]
+  scalar_t* z;                       // [N, D], contiguous
+  scalar_t* kl;                      // [N], nats
+  int64_t N, D;
+  uint64_t seed;
+  int64_t offset;  // stream position of the noise of z[0, 0], in elements
+};
+
+template <typename scalar_t>
+struct ReparameterizeBackward {
+  RowMatrix<const scalar_t> mu;      // [N, D]
+  RowMatrix<const scalar_t> logvar;  // [N, D]
+  const scalar_t* grad_z;            // [N, D], contiguous, or null: zero
+  const scalar_t* grad_kl;           // [N], or null: zero
+  scalar_t* grad_mu;                 // [N, D], contiguous
+  scalar_t* grad_logvar;             // [N, D], contiguous
+  int64_t N, D;
+  uint64_t seed;
+  int64_t offset;
+};
+
+// One element. `std` is exp(logvar / 2), computed once: exp(logvar) is its square.
+template <typename acc_t>
+GENFAST_INLINE acc_t latent(acc_t mu, acc_t std, acc_t noise) {
+  return mu + std * noise;
+}
+
+template <typename acc_t>
+GENFAST_INLINE acc_t kl_term(acc_t mu, acc_t logvar, acc_t variance_minus_one) {
+  return acc_t(0.5) * (mu * mu + variance_minus_one - logvar);
+}
+
+template <typename acc_t>
+GENFAST_INLINE acc_t grad_logvar_term(acc_t grad_z, acc_t grad_kl, acc_t std, acc_t noise,
+                                      acc_t variance_minus_one) {
+  return acc_t(0.5) * (grad_z * std * noise + grad_kl * variance_minus_one);
+}
+
+}  // namespace genfast
+
+#if !defined(__CUDACC__)
+namespace genfast::cpu {
+// Rows [begin, end).
+template <SimdLevel level, typename scalar_t>
+void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64_t begin,
+                            int64_t end);
+template <SimdLevel level, typename scalar_t>
+void reparameterize_backward(const ReparameterizeBackward<scalar_t>& params, int64_t begin,
+                             int64_t end);
+}  // namespace genfast::cpu
+#endif
+
+namespace genfast::cuda {
+// `device_seed`, when not null, is read on the device instead of params.seed.
+template <typename scalar_t>
+void reparameterize_forward(const ReparameterizeForward<scalar_t>& params,
+                            const int64_t* device_seed, void* stream);
+template <typename scalar_t>
+void reparameterize_backward(const ReparameterizeBackward<scalar_t>& params,
+                             const int64_t* device_seed, void* stream);
+}  // namespace genfast::cuda

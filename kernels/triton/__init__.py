@@ -1,0 +1,1 @@
+"""Triton kernels. Importing this package registers those that hold a dispatcher key."""
