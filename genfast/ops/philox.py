@@ -55,7 +55,7 @@ def philox_normal(
 ) -> torch.Tensor:
     """Standard normal numbers, elements offset, offset+1, ... of a stream; at most 6.76 from zero.
 
-    They are made in float32 whatever the dtype, so that one seed means one noise at every precision.
+    They are made in float32 whatever the dtype: one seed means one noise at every precision.
     Arguments, result and errors as in `philox_uniform`.
     """
     return _philox(size, seed, offset, generator, dtype, device, normal=True)
@@ -119,7 +119,7 @@ def _philox4x32_10(blocks: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
 
 
 def _multiply(factor: int, word: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two halves of a 32x32-bit product, by 16-bit pieces: int64 has no room for all 64 bits."""
+    """The two halves of a 32x32-bit product, by 16-bit pieces: int64 cannot hold all 64 bits."""
     low = (word & 0xFFFF) * factor
     high = (word >> 16) * factor + (low >> 16)
     return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

@@ -1,6 +1,6 @@
 """The reparameterization of a Gaussian latent and its divergence from the prior, in one pass.
 
-Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, section 2.4 and appendix B.
+Source: Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, section 2.4, appendix B.
 """
 
 import torch
@@ -25,8 +25,8 @@ def reparameterize(
     2. z = mu + exp(logvar / 2) * noise
     3. kl[n] = sum over d of (mu^2 + exp(logvar) - 1 - logvar) / 2
 
-    Equivalent to `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL sum; the noise is
-    made again in the backward pass instead of being stored.
+    Equivalent to `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL sum; the noise
+    is made again in the backward pass instead of being stored.
 
     Args:
         mu: Means [N, ...], floating point. Rows may lie apart (a half of a split tensor is fine).
@@ -34,8 +34,8 @@ def reparameterize(
         generator: Where a missing seed comes from; default: torch's CPU generator, on every device,
             so that `torch.manual_seed` means the same noise everywhere.
         seed: Stream to use instead, in [0, 2**63).
-        offset: Position of the first noise element in the stream, in elements. Giving the second half
-            of a batch `offset` = the number of elements of the first half reproduces the whole batch.
+        offset: Position of the first noise element in the stream, in elements. A batch split in two
+            gives the same z when the second call's offset is the first one's number of elements.
 
     Returns:
         z: shape and dtype of `mu`.
