@@ -32,7 +32,7 @@ def available_memory() -> int:
 
 
 def jobs() -> int:
-    """How many compilers to run side by side: GENFAST_JOBS, or as many as cores and memory allow."""
+    """How many compilers run side by side: GENFAST_JOBS, or what cores and memory allow."""
     asked = os.environ.get("GENFAST_JOBS")
     if asked:
         return max(1, int(asked))
@@ -74,24 +74,17 @@ class CMakeBuild(build_ext):
     """Builds genfast._C by CMake and ninja, and records what it was built for."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Configures and builds; CMakeLists.txt says what."""
         cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
         if cmake is None or ninja is None:
             fail("the build needs cmake and ninja on PATH: pip install cmake ninja")
-        compiler = (
-            os.environ.get("CXX")
-            or shutil.which("c++")
-            or shutil.which("g++")
-            or shutil.which("clang++")
-        )
-        if compiler is None:
+        if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             fail("the build needs a C++20 compiler: install g++ or clang++, or set CXX to one")
         facts = torch_facts()
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
         # One build folder per torch, so that switching environments does not rebuild everything.
         build = (
-            ROOT
-            / "build"
-            / f"cmake-{sysconfig.get_platform()}-torch-{facts['GENFAST_TORCH_VERSION']}"
+            ROOT / "build" / f"{sysconfig.get_platform()}-torch-{facts['GENFAST_TORCH_VERSION']}"
         )
         build.mkdir(parents=True, exist_ok=True)
         definitions = {
@@ -115,7 +108,7 @@ class CMakeBuild(build_ext):
                 fail("the native build failed; the reason stands above")
         record = {
             "torch": facts["GENFAST_TORCH_VERSION"],
-            "torch_cuda": facts["GENFAST_TORCH_CUDA"],
+            "cuda": facts["GENFAST_TORCH_CUDA"],
         }
         # An editable install takes the module from here, but the record from the checkout.
         for folder in {module.parent, ROOT / "genfast"} if self.editable_mode else {module.parent}:

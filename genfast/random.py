@@ -16,8 +16,9 @@ def as_seed(op: str, seed: int | None, generator: torch.Generator | None) -> tor
     """Returns the seed of one call as an int64 tensor [1].
 
     A given `seed` is used as it is. Otherwise one is drawn from `generator`, or from torch's
-    default CPU generator, so that `torch.manual_seed` decides the noise on every device. A seed drawn from a
-    CUDA generator stays on its device: nothing waits for it, and a CUDA graph replays with new ones.
+    default CPU generator, so that `torch.manual_seed` decides the noise on every device. A seed
+    drawn from a CUDA generator stays on its device: nothing waits for it, and a CUDA graph replays
+    with new ones.
 
     Raises:
         InputError: if both are given, or `seed` is not in [0, 2**63).

@@ -25,8 +25,8 @@ def reparameterize(
     2. z = mu + exp(logvar / 2) * noise
     3. kl[n] = sum over d of (mu^2 + exp(logvar) - 1 - logvar) / 2
 
-    Equivalent to `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL sum; the noise
-    is made again in the backward pass instead of being stored.
+    Equivalent to `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL sum; the
+    noise is made again in the backward pass instead of being stored.
 
     Args:
         mu: Means [N, ...], floating point. Rows may lie apart (a half of a split tensor is fine).
