@@ -101,9 +101,9 @@ void gan_loss_forward(const GanLossForward<scalar_t>& params, double* chunk_sums
       const Piece piece = piece_of_chunk(chunk, params.fake.count, params.real.count);
       const GanLogits<scalar_t>& side = piece.real ? params.real : params.fake;
       const int64_t flat = piece.start + (piece.real ? params.fake.count : 0);
-      chunk_sums[chunk] = forward_piece<form>(side.term, side.data + piece.start,
-                                              params.slope ? params.slope + flat : nullptr,
-                                              piece.count);
+      chunk_sums[chunk] =
+          forward_piece<form>(side.term, side.data + piece.start,
+                              params.slope ? params.slope + flat : nullptr, piece.count);
     }
   });
 }
@@ -139,12 +139,12 @@ void gan_loss_double_backward(const GanLossDoubleBackward<scalar_t>& params, dou
   });
 }
 
-#define GENFAST_INSTANTIATE(scalar_t)                                          \
-  template void gan_loss_forward<GENFAST_SIMD_LEVEL, scalar_t>(                \
-      const GanLossForward<scalar_t>&, double*, int64_t, int64_t);             \
-  template void gan_loss_backward<GENFAST_SIMD_LEVEL, scalar_t>(               \
-      const GanLossBackward<scalar_t>&, int64_t, int64_t);                     \
-  template void gan_loss_double_backward<GENFAST_SIMD_LEVEL, scalar_t>(        \
+#define GENFAST_INSTANTIATE(scalar_t)                                                             \
+  template void gan_loss_forward<GENFAST_SIMD_LEVEL, scalar_t>(const GanLossForward<scalar_t>&,   \
+                                                               double*, int64_t, int64_t);        \
+  template void gan_loss_backward<GENFAST_SIMD_LEVEL, scalar_t>(const GanLossBackward<scalar_t>&, \
+                                                                int64_t, int64_t);                \
+  template void gan_loss_double_backward<GENFAST_SIMD_LEVEL, scalar_t>(                           \
       const GanLossDoubleBackward<scalar_t>&, double*, int64_t, int64_t);
 GENFAST_INSTANTIATE(float)
 GENFAST_INSTANTIATE(double)

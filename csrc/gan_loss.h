@@ -1,0 +1,152 @@
+// The arguments of the gan_loss ops: checked, and turned into the parameters of the kernels.
+#pragma once
+
+#include "kernels/gan_loss.h"
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+#include "csrc/checks.h"
+
+namespace genfast::gan {
+
+constexpr const char* kOp = "gan_loss";
+
+// Which loss. The names are those of genfast/ops/gan_loss.py.
+struct Choice {
+  c10::string_view kind, role;
+  double label_smoothing;
+};
+
+inline GanKind read_kind(c10::string_view kind) {
+  if (kind == "minimax") return GanKind::kMinimax;
+  if (kind == "non_saturating") return GanKind::kNonSaturating;
+  if (kind == "least_squares") return GanKind::kLeastSquares;
+  if (kind == "wasserstein") return GanKind::kWasserstein;
+  if (kind == "hinge") return GanKind::kHinge;
+  TORCH_CHECK(false, kOp,
+              ": expected kind minimax, non_saturating, least_squares, wasserstein or hinge, got "
+              "kind=",
+              kind);
+}
+
+inline GanRole read_role(c10::string_view role) {
+  if (role == "discriminator") return GanRole::kDiscriminator;
+  if (role == "generator") return GanRole::kGenerator;
+  TORCH_CHECK(false, kOp, ": expected role discriminator or generator, got role=", role);
+}
+
+inline at::Tensor as_type(const at::Tensor& tensor, at::ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : tensor.to(type);
+}
+
+// The checked arguments of an op: dense logits in the dtype of the arithmetic, and their terms.
+struct Problem {
+  at::Tensor fake, real;  // `real` is undefined when absent
+  GanTerm fake_term, real_term;
+  at::ScalarType stored;  // dtype of the logits as given: float16 and bfloat16 differ on the CPU
+
+  int64_t fake_count() const { return fake.numel(); }
+  int64_t real_count() const { return real.defined() ? real.numel() : 0; }
+  at::ScalarType dtype() const { return fake.scalar_type(); }
+  at::ScalarType loss_dtype() const { return dtype() == at::kDouble ? at::kDouble : at::kFloat; }
+  at::Tensor empty_loss() const { return at::empty({}, fake.options().dtype(loss_dtype())); }
+  at::Tensor empty_slope() const {
+    return at::empty({fake_count() + real_count()}, fake.options());
+  }
+  at::Tensor empty_grad_fake() const { return at::empty(fake.sizes(), fake.options()); }
+  at::Tensor empty_grad_real() const {
+    return at::empty(real.defined() ? real.sizes() : at::IntArrayRef{0}, fake.options());
+  }
+};
+
+inline Problem read_problem(const at::Tensor& fake, const std::optional<at::Tensor>& real,
+                            const Choice& choice) {
+  const GanKind kind = read_kind(choice.kind);
+  const GanRole role = read_role(choice.role);
+  const bool has_real = real.has_value() && real->defined();
+  check_floating(kOp, "fake", fake);
+  TORCH_CHECK(fake.numel() > 0, kOp,
+              ": expected at least one logit, got fake.shape=", fake.sizes());
+  TORCH_CHECK(has_real == (role == GanRole::kDiscriminator), kOp,
+              ": expected real logits for the discriminator and only for it, got role=",
+              choice.role, has_real ? " with real" : " without real");
+  if (has_real) {
+    TORCH_CHECK(real->scalar_type() == fake.scalar_type() && real->device() == fake.device(), kOp,
+                ": expected real of the dtype and device of fake (", fake.scalar_type(), ", ",
+                fake.device(), "), got real.dtype=", real->scalar_type(),
+                ", real.device=", real->device());
+    TORCH_CHECK(real->numel() > 0, kOp,
+                ": expected at least one logit, got real.shape=", real->sizes());
+  }
+  const bool smoothable = has_real && kind != GanKind::kWasserstein && kind != GanKind::kHinge;
+  TORCH_CHECK(
+      choice.label_smoothing == 0 ||
+          (smoothable && choice.label_smoothing > 0 && choice.label_smoothing < 1),
+      kOp, ": expected label_smoothing in [0, 1), and 0 for ", choice.role, " and ", choice.kind,
+      " unless they have a target for real logits, got label_smoothing=", choice.label_smoothing);
+  const at::ScalarType stored = fake.scalar_type();
+  const at::ScalarType computed =
+      fake.is_cpu() && at::isReducedFloatingType(stored) ? at::kFloat : stored;
+  return {as_type(fake, computed).contiguous(),
+          has_real ? as_type(*real, computed).contiguous() : at::Tensor(),
+          gan_term(kind, role, false, choice.label_smoothing),
+          gan_term(kind, role, true, choice.label_smoothing), stored};
+}
+
+inline void check_grad_loss(const at::Tensor& grad_loss, const Problem& problem) {
+  TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == problem.loss_dtype() &&
+                  grad_loss.device() == problem.fake.device(),
+              kOp, ": expected grad_loss with one element, ", problem.loss_dtype(), " on ",
+              problem.fake.device(), ", got grad_loss.shape=", grad_loss.sizes(),
+              ", grad_loss.dtype=", grad_loss.scalar_type(),
+              ", grad_loss.device=", grad_loss.device());
+}
+
+template <typename storage_t>
+const storage_t* input(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<const storage_t*>(tensor.const_data_ptr()) : nullptr;
+}
+
+template <typename storage_t>
+storage_t* output(const at::Tensor& tensor) {
+  return tensor.defined() ? static_cast<storage_t*>(tensor.mutable_data_ptr()) : nullptr;
+}
+
+template <typename storage_t>
+GanLossForward<storage_t> forward_params(const Problem& problem, const at::Tensor& slope,
+                                         const at::Tensor& loss) {
+  return {{input<storage_t>(problem.fake), problem.fake_count(), problem.fake_term},
+          {input<storage_t>(problem.real), problem.real_count(), problem.real_term},
+          output<storage_t>(slope),
+          output<gan_loss_type<storage_t>>(loss)};
+}
+
+template <typename storage_t>
+GanLossBackward<storage_t> backward_params(const Problem& problem, const at::Tensor& grad_loss,
+                                           const at::Tensor& slope, const at::Tensor& grad_fake,
+                                           const at::Tensor& grad_real) {
+  return {input<storage_t>(slope),      input<gan_loss_type<storage_t>>(grad_loss),
+          output<storage_t>(grad_fake), output<storage_t>(grad_real),
+          problem.fake_count(),         problem.real_count()};
+}
+
+struct DoubleBackwardTensors {
+  at::Tensor v_fake, v_real, grad_loss, grad_grad_loss, grad_fake, grad_real;
+};
+
+template <typename storage_t>
+GanLossDoubleBackward<storage_t> double_backward_params(const Problem& problem,
+                                                        const DoubleBackwardTensors& tensors) {
+  return {{input<storage_t>(problem.fake), problem.fake_count(), problem.fake_term},
+          {input<storage_t>(problem.real), problem.real_count(), problem.real_term},
+          input<gan_loss_type<storage_t>>(tensors.grad_loss),
+          input<storage_t>(tensors.v_fake),
+          input<storage_t>(tensors.v_real),
+          output<storage_t>(tensors.grad_fake),
+          output<storage_t>(tensors.grad_real),
+          output<gan_loss_type<storage_t>>(tensors.grad_grad_loss)};
+}
+
+}  // namespace genfast::gan
