@@ -5,10 +5,14 @@ It is imported at one place, genfast/_extension.py, and only on a torch built fo
 
 import torch
 
-from . import philox, reparameterize
+from . import gan_loss, philox, reparameterize
 
 # op of the dispatcher -> launcher with the op's own signature
 _LAUNCHERS = {
+    "gan_loss": gan_loss.gan_loss,
+    "_gan_loss_with_slope": gan_loss.gan_loss_with_slope,
+    "_gan_loss_backward": gan_loss.gan_loss_backward,
+    "_gan_loss_double_backward": gan_loss.gan_loss_double_backward,
     "philox_fill": philox.philox_fill,
     "reparameterize": reparameterize.reparameterize,
     "_reparameterize_backward": reparameterize.reparameterize_backward,
