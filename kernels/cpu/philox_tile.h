@@ -8,9 +8,8 @@ namespace genfast::cpu {
 constexpr int64_t kTileBlocks = 64;
 constexpr int64_t kTile = 4 * kTileBlocks;  // stream elements
 
-// values[0, 4 * blocks) = the stream elements of `blocks` blocks from first_block; blocks <=
-// kTileBlocks.
-GENFAST_INLINE void philox_tile(PhiloxKind kind, uint64_t seed, int64_t first_block,
+// values[0, 4 * blocks) = the stream elements of at most kTileBlocks blocks from first_block on.
+GENFAST_INLINE void philox_tile(PhiloxKind kind, uint64_t seed, int64_t first_block, int64_t blocks,
                                 float* values) {
   // Lane by lane first: one array per lane keeps the arithmetic free of shuffles.
   float lanes[4][kTileBlocks];
