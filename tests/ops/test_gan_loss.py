@@ -1,0 +1,400 @@
+"""gan_loss: the reference, its gradients, its registrations, its refusals, its properties."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from genfast import _C
+from genfast.errors import InputError
+from genfast.ops import gan_loss, gan_loss_reference
+from tests.gan_losses import (
+    DTYPES,
+    KINDS,
+    LOSSES,
+    SHAPES,
+    assert_match,
+    definition,
+    eager_and_exact,
+    loss_and_gradients,
+    loss_of,
+    samples,
+)
+from tests.tolerances import assert_as_accurate_as_eager
+from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+
+every_loss = pytest.mark.parametrize(("kind", "role", "smoothing"), LOSSES)
+
+
+@every_loss
+def test_reference_is_the_definition(kind, role, smoothing) -> None:
+    logits = samples([(31,), (4, 5)], role, torch.float64, scale=2.0)
+    sides = zip(logits, ("fake", "real"), strict=False)
+    wanted = sum(definition(x, kind, role, side, smoothing).mean() for x, side in sides)
+    torch.testing.assert_close(loss_of(gan_loss_reference, logits, kind, role, smoothing), wanted)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+@every_loss
+def test_loss_and_gradients_match_reference(device, kind, role, smoothing, shapes, dtype) -> None:
+    loss = (kind, role, smoothing)
+    logits = samples(shapes, role, dtype, device)
+    before = [x.detach().clone() for x in logits]
+    assert_match(loss_and_gradients(gan_loss, logits, *loss), *eager_and_exact(logits, *loss))
+    assert all(torch.equal(x, old) for x, old in zip(logits, before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shapes", [((7,), (64, 1)), ((2_011,), (1_025,))], ids=str)
+@every_loss
+def test_triton_matches_reference(kind, role, smoothing, shapes, dtype) -> None:
+    kernels = triton_kernels("gan_loss")
+    logits = [x.detach() for x in samples(shapes, role, dtype, DEVICE)]
+    given = logits[0], logits[1] if len(logits) == 2 else None
+    loss, slope = kernels.gan_loss_with_slope(*given, kind, role, smoothing)
+    assert torch.equal(kernels.gan_loss(*given, kind, role, smoothing), loss)
+    grad_loss = torch.ones_like(loss)
+    grads = kernels.gan_loss_backward(grad_loss, slope, *given, kind, role, smoothing)
+    assert_match((loss, *grads[: len(logits)]), *eager_and_exact(logits, kind, role, smoothing))
+
+    directions = [torch.randn_like(x) for x in grads]
+    arguments = (*directions, grad_loss, *given)
+    second = torch.ops.genfast._gan_loss_double_backward
+    triton = kernels.gan_loss_double_backward(*arguments, kind, role, smoothing)
+    native = second(*arguments, kind, role, smoothing)
+    exact = second(*(a if a is None else a.double() for a in arguments), kind, role, smoothing)
+    assert_match(triton, native, exact)
+
+
+def test_triton_sums_a_side_over_many_programs(monkeypatch) -> None:
+    kernels = triton_kernels("gan_loss")
+    monkeypatch.setattr(kernels, "MOST_PROGRAMS", 4)  # so that programs take several blocks each
+    fake = torch.randn(9_000, device=DEVICE)
+    loss, _ = kernels.gan_loss_with_slope(fake, None, "non_saturating", "generator", 0.0)
+    torch.testing.assert_close(loss, gan_loss_reference(fake=fake, role="generator"))
+
+
+def test_triton_compiles_ahead() -> None:
+    kernels = []
+    terms = [("fp32", "softplus", 0.1), ("fp32", "square", 0.9), ("fp32", "linear", 0.0)]
+    terms += [("fp32", "hinge", 0.0), ("bf16", "softplus", 0.0), ("fp64", "softplus", 0.1)]
+    for t, form, shift in terms:
+        grad_loss = "*fp64" if t == "fp64" else "*fp32"
+        term = {"FORM": form, "SCALE": 1.0, "SIGN": -1.0, "SHIFT": shift, "BLOCK": 1024}
+        common = {"x": f"*{t}", "sums": "*fp64", "count": "i64", "chunk": "i64"}
+        forward = common | {"slope": f"*{t}"}
+        kernels.append(("_gan_loss_fwd_kernel", forward, term | {"HAS_SLOPE": True}))
+        second = common | {"v": f"*{t}", "grad": f"*{t}", "grad_loss": grad_loss}
+        kernels.append(("_gan_loss_double_bwd_kernel", second, term))
+    backward = {"grad_loss": "*fp32", "slope": "*bf16", "grad": "*bf16", "count": "i64"}
+    kernels.append(("_gan_loss_bwd_kernel", backward, {"BLOCK": 1024}))
+    summing = {"sums": "*fp64", "total": "*fp32", "programs": "i32"}
+    kernels.append(("_gan_loss_sum_kernel", summing, {"BLOCK": 1024}))
+    compile_ahead("gan_loss", kernels)
+
+
+def test_strides_change_nothing(device) -> None:
+    fake, real = (x.detach() for x in samples([(6, 4, 5, 3), (8, 5)], "discriminator"))
+    packed = gan_loss(fake=fake.to(device), real=real.to(device))
+    variants = {
+        "channels last": (fake.to(memory_format=torch.channels_last), real),
+        "transposed": (fake, real.t().contiguous().t()),
+        "every other": (fake.repeat_interleave(2, 0)[::2], real.repeat_interleave(2, 1)[:, ::2]),
+        "offset": (torch.cat((fake[:1], fake))[1:], torch.cat((real[:3], real))[3:]),
+    }
+    for name, (f, r) in variants.items():
+        logits = [f.to(device).requires_grad_(), r.to(device).requires_grad_()]
+        ours = loss_and_gradients(gan_loss, logits, "non_saturating", "discriminator", 0.0)
+        assert torch.equal(ours[0], packed), name
+        eager, _ = eager_and_exact(logits, "non_saturating", "discriminator", 0.0)
+        for a, b in zip(ours[1:], eager[1:], strict=True):
+            torch.testing.assert_close(a.cpu(), b, msg=name)
+    one = torch.tensor(0.3, device=device)
+    torch.testing.assert_close(
+        gan_loss(fake=one.expand(9), role="generator"), gan_loss(fake=one, role="generator")
+    )
+
+
+@pytest.mark.parametrize("wanted", ["fake", "real"])
+def test_gradient_of_one_side_alone(device, wanted) -> None:
+    logits = dict(
+        zip(("fake", "real"), samples([(3, 4), (5,)], "discriminator", device=device), strict=True)
+    )
+    plain = {k: v if k == wanted else v.detach() for k, v in logits.items()}
+    ours = torch.autograd.grad(gan_loss(**plain), logits[wanted])
+    both = torch.autograd.grad(gan_loss(**logits), logits[wanted])
+    assert torch.equal(ours[0], both[0])
+    assert not gan_loss(**{k: v.detach() for k, v in logits.items()}).requires_grad
+
+
+@every_loss
+def test_gradcheck(device, kind, role, smoothing) -> None:
+    # No hinge kink at random logits; several elements, so that the means count.
+    logits = samples([(3, 4), (5,)], role, torch.float64, device, scale=2.0)
+
+    def loss(*given):
+        return loss_of(gan_loss, given, kind, role, smoothing)
+
+    assert torch.autograd.gradcheck(loss, logits)
+    assert torch.autograd.gradgradcheck(loss, logits)
+
+
+@every_loss
+def test_second_derivatives_match_reference(device, kind, role, smoothing) -> None:
+    logits = samples([(300, 100), (77,)], role, device=device)
+
+    def hessian_vector(function, logits):
+        value = loss_of(function, logits, kind, role, smoothing)
+        scale = torch.tensor(1.5, dtype=value.dtype, device=value.device, requires_grad=True)
+        grads = torch.autograd.grad(value, logits, scale, create_graph=True)
+        penalty = sum((g * weight.to(g)).sum() for g, weight in zip(grads, weights, strict=True))
+        return torch.autograd.grad(penalty, [scale, *logits], allow_unused=True)
+
+    weights = [torch.randn(x.shape) for x in logits]
+    plain = [x.detach().cpu().requires_grad_() for x in logits]
+    double = [x.detach().cpu().double().requires_grad_() for x in logits]
+    results = (
+        hessian_vector(gan_loss, logits),
+        hessian_vector(gan_loss_reference, plain),
+        hessian_vector(gan_loss_reference, double),
+    )
+    for ours, eager, exact in zip(*results, strict=True):
+        if exact is None:  # the reference of a linear term does not depend on its logits
+            assert not ours.any()
+        else:
+            assert_as_accurate_as_eager(ours.cpu(), eager, exact)
+
+
+def test_third_derivative_is_refused_not_zero(device) -> None:
+    (fake,) = samples([(5,)], "generator", torch.float64, device)
+    (first,) = torch.autograd.grad(gan_loss(fake=fake, role="generator"), fake, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), fake, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected a first or second derivative"):
+        second.sum().backward()
+
+
+@pytest.mark.parametrize("role", ["discriminator", "generator"])
+def test_opcheck(device, role) -> None:
+    logits = samples([(3, 4), (5,)], role, device=device)
+    fake, real = logits[0], logits[1] if len(logits) == 2 else None
+    choice = ("non_saturating", role, 0.0)
+    ops = torch.ops.genfast
+    torch.library.opcheck(ops.gan_loss.default, (fake, real, *choice))
+    fake, real = fake.detach(), real if real is None else real.detach()
+    torch.library.opcheck(ops.gan_loss.default, (fake, real, *choice))
+    torch.library.opcheck(ops._gan_loss_with_slope.default, (fake, real, *choice))
+    loss, slope = ops._gan_loss_with_slope(fake, real, *choice)
+    with_graph = [fake.clone().requires_grad_(), real if real is None else real.requires_grad_()]
+    torch.library.opcheck(ops._gan_loss_backward.default, (loss, slope, *with_graph, *choice))
+    v = torch.randn_like(fake), torch.zeros(0, device=device) if real is None else real.detach()
+    plain = (fake, real if real is None else real.detach())
+    torch.library.opcheck(
+        ops._gan_loss_double_backward.default, (*v, torch.ones_like(loss), *plain, *choice)
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_without_graph_breaks(kind) -> None:
+    def losses(fake, real):
+        return gan_loss(fake=fake, real=real, kind=kind) + gan_loss(
+            fake=fake, kind=kind, role="generator"
+        )
+
+    logits = samples([(9, 1), (6,)], "discriminator")
+    compiled = torch.compile(losses, fullgraph=True)
+    ours = (compiled(*logits), *torch.autograd.grad(compiled(*logits), logits))
+    wanted = (losses(*logits), *torch.autograd.grad(losses(*logits), logits))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_computes_in_float32(device) -> None:
+    fake, real = samples([(3, 5), (2,)], "discriminator", torch.bfloat16, device)
+    wanted = gan_loss(fake=fake.float(), real=real.float(), kind="least_squares")
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        loss = gan_loss(fake=fake, real=real, kind="least_squares")
+        mixed = gan_loss(fake=fake, real=real.float(), kind="least_squares")
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, wanted)
+    assert torch.equal(mixed, wanted)
+    assert torch.autograd.grad(loss, real)[0].dtype == torch.bfloat16
+
+
+def test_refuses_bad_input() -> None:
+    fake, real = torch.zeros(3), torch.zeros(2)
+    cases = [
+        (r"expected kind one of minimax, .*, got kind='vanilla'", {"kind": "vanilla"}),
+        (r"expected role one of discriminator, generator, got role='critic'", {"role": "critic"}),
+        (r"expected real and fake for the discriminator, got real=None", {"real": None}),
+        (r"expected fake alone for the generator, got real of shape \(2,\)", {"role": "generator"}),
+        (r"at least one floating point logit, got fake.shape=\(0,\)", {"fake": fake[:0]}),
+        (r"at least one floating point logit, got real.shape=\(0,\)", {"real": real[:0]}),
+        (
+            r"one floating point logit, got fake.shape=\(3,\), fake.dtype=.*64",
+            {"fake": fake.long()},
+        ),
+        (r"expected real of the dtype and device of fake, got fake", {"real": real.double()}),
+        (r"expected real of the dtype and device of fake, got fake", {"real": real.to("meta")}),
+        (r"expected label_smoothing in \[0, 1\), got label_smoothing=1", {"label_smoothing": 1}),
+        (r"in \[0, 1\), got label_smoothing=nan", {"label_smoothing": math.nan}),
+        (r"label_smoothing=0 except .*kind='hinge'", {"kind": "hinge", "label_smoothing": 0.1}),
+        (
+            r"label_smoothing=0 except .*role='generator'",
+            {"real": None, "role": "generator", "label_smoothing": 0.1},
+        ),
+    ]
+    for message, changed in cases:
+        with pytest.raises(InputError, match=f"gan_loss: .*{message}"):
+            gan_loss(**({"fake": fake, "real": real} | changed))
+
+
+def test_ops_refuse_bad_input() -> None:
+    fake, real = torch.zeros(3), torch.zeros(2)
+    ns, d, g = "non_saturating", "discriminator", "generator"
+    cases = [
+        ("expected kind minimax, non_saturating", (fake, real, "vanilla", d, 0.0)),
+        ("expected role discriminator or generator", (fake, real, ns, "critic", 0.0)),
+        ("expected a floating point tensor", (fake.long(), real.long(), ns, d, 0.0)),
+        ("expected at least one logit, got fake", (fake[:0], real, ns, d, 0.0)),
+        ("expected at least one logit, got real", (fake, real[:0], ns, d, 0.0)),
+        ("expected real logits for the discriminator", (fake, None, ns, d, 0.0)),
+        ("expected real logits for the discriminator", (fake, real, ns, g, 0.0)),
+        ("expected real of the dtype and device of fake", (fake, real.double(), ns, d, 0.0)),
+        (r"expected label_smoothing in \[0, 1\)", (fake, real, ns, d, -0.1)),
+        (r"expected label_smoothing in \[0, 1\)", (fake, real, "hinge", d, 0.1)),
+        (r"expected label_smoothing in \[0, 1\)", (fake, None, ns, g, 0.1)),
+    ]
+    ops = torch.ops.genfast
+    for message, arguments in cases:
+        for op in (ops.gan_loss, ops._gan_loss_with_slope):
+            with pytest.raises(RuntimeError, match=f"gan_loss: {message}"):
+                op(*arguments)
+    given = (fake, real, ns, d, 0.0)
+    loss, slope = ops._gan_loss_with_slope(*given)
+    with pytest.raises(RuntimeError, match="expected grad_loss with one element"):
+        ops._gan_loss_backward(loss.double(), slope, *given)
+    with pytest.raises(RuntimeError, match="expected slope as the forward made it"):
+        ops._gan_loss_backward(loss, slope[:4], *given)
+    with pytest.raises(RuntimeError, match="expected v_fake of the shape of fake"):
+        ops._gan_loss_double_backward(fake[:2], real, loss, *given)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_loss
+def test_extreme_logits_are_finite_and_right(device, kind, role, smoothing, dtype) -> None:
+    values = [s * v for v in (0.0, 1e-3, 5.0, 20.0, 90.0, 800.0, 1e4) for s in (1, -1)]
+    x = torch.tensor(values, dtype=dtype, device=device)
+    for single in x:  # one at a time: in a mean the large ones would hide the small ones
+        logits = [single.clone().requires_grad_() for _ in range(1 if role == "generator" else 2)]
+        ours = loss_and_gradients(gan_loss, logits, kind, role, smoothing)
+        _, exact = eager_and_exact(logits, kind, role, smoothing)
+        for a, b in zip(ours, exact, strict=True):
+            assert a.isfinite()
+            eps = torch.finfo(a.dtype).eps
+            tiny = torch.finfo(a.dtype).smallest_normal
+            torch.testing.assert_close(
+                a.detach().cpu().double(), b.detach(), rtol=2 * eps, atol=max(tiny, eps * eps)
+            )
+
+
+@every_loss
+def test_infinite_logits_do_as_the_reference(device, kind, role, smoothing) -> None:
+    for value in (math.inf, -math.inf):
+        for side in range(1 if role == "generator" else 2):
+            logits = samples([(4,), (4,)], role, device=device)
+            with torch.no_grad():
+                logits[side][1] = value
+            ours = loss_of(gan_loss, logits, kind, role, smoothing)
+            wanted = loss_of(gan_loss_reference, logits, kind, role, smoothing)
+            torch.testing.assert_close(ours, wanted, equal_nan=True)
+
+
+@every_loss
+def test_nan_in_gives_nan_out(device, kind, role, smoothing) -> None:
+    for side in range(1 if role == "generator" else 2):
+        logits = samples([(40,), (50,)], role, device=device)
+        with torch.no_grad():
+            logits[side][17] = math.nan
+        ours = loss_and_gradients(gan_loss, logits, kind, role, smoothing)
+        eager, _ = eager_and_exact(logits, kind, role, smoothing)
+        assert ours[0].isnan()
+        for a, b in zip(ours, eager, strict=True):
+            assert torch.equal(a.isnan().cpu(), b.isnan())
+
+
+def test_non_saturating_is_binary_cross_entropy_with_logits(device) -> None:
+    fake, real = samples([(30,), (4, 8)], "discriminator", device=device)
+    bce = F.binary_cross_entropy_with_logits
+    smoothed = torch.full_like(real, 0.9)
+    wanted = bce(fake, torch.zeros_like(fake)) + bce(real, smoothed)
+    torch.testing.assert_close(gan_loss(fake=fake, real=real, label_smoothing=0.1), wanted)
+    torch.testing.assert_close(
+        gan_loss(fake=fake, role="generator"), bce(fake, torch.ones_like(fake))
+    )
+
+
+def test_known_values(device) -> None:
+    zero = torch.zeros(8, device=device)
+    values = {
+        ("minimax", "discriminator"): 2 * math.log(2),
+        ("non_saturating", "discriminator"): 2 * math.log(2),
+        ("least_squares", "discriminator"): 0.5,
+        ("wasserstein", "discriminator"): 0.0,
+        ("hinge", "discriminator"): 2.0,
+        ("minimax", "generator"): -math.log(2),
+        ("non_saturating", "generator"): math.log(2),
+        ("least_squares", "generator"): 0.5,
+        ("wasserstein", "generator"): 0.0,
+        ("hinge", "generator"): 0.0,
+    }
+    for (kind, role), value in values.items():
+        real = zero if role == "discriminator" else None
+        loss = gan_loss(fake=zero, real=real, kind=kind, role=role)
+        assert loss.item() == pytest.approx(value, abs=1e-6), (kind, role)
+
+
+@pytest.mark.parametrize("kind", ["minimax", "non_saturating", "wasserstein", "hinge"])
+def test_discriminator_treats_the_sides_alike(device, kind) -> None:
+    fake, real = samples([(37,), (37,)], "discriminator", device=device)
+    torch.testing.assert_close(
+        gan_loss(fake=fake, real=real, kind=kind), gan_loss(fake=-real, real=-fake, kind=kind)
+    )
+
+
+def test_minimax_is_a_zero_sum_game(device) -> None:
+    fake, real = samples([(37,), (21,)], "discriminator", device=device)
+    grads = [
+        torch.autograd.grad(loss, fake)[0]
+        for loss in (
+            gan_loss(fake=fake, real=real, kind="minimax"),
+            gan_loss(fake=fake, kind="minimax", role="generator"),
+        )
+    ]
+    assert torch.equal(grads[0], -grads[1])
+
+
+def every_derivative(logits, *loss) -> list[torch.Tensor]:
+    value = loss_of(gan_loss, logits, *loss)
+    grads = torch.autograd.grad(value, logits, create_graph=True)
+    penalty = 1e6 * sum(g.square().sum() for g in grads)
+    return [value, *grads, *torch.autograd.grad(penalty, logits)]
+
+
+@every_loss
+def test_same_bits_for_every_number_of_threads(threads, kind, role, smoothing) -> None:
+    logits = samples([(70_001,), (40_009,)], role)
+    ours = every_derivative(logits, kind, role, smoothing)
+    torch.set_num_threads(1)
+    for a, b in zip(ours, every_derivative(logits, kind, role, smoothing), strict=True):
+        assert torch.equal(a, b)
+
+
+@every_loss
+def test_same_bits_at_every_simd_level(simd_level, kind, role, smoothing) -> None:
+    logits = samples([(9_001,), (301,)], role)
+    ours = every_derivative(logits, kind, role, smoothing)
+    assert _C.set_simd_level("baseline")
+    for a, b in zip(ours, every_derivative(logits, kind, role, smoothing), strict=True):
+        assert torch.equal(a, b)
