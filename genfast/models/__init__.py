@@ -1,0 +1,41 @@
+"""The four families of generative models, one per file."""
+
+from dataclasses import fields as _fields
+from typing import Any
+
+from genfast.models._base import GenerativeModel as GenerativeModel
+from genfast.models._base import require as _require
+from genfast.models.autoencoder import Autoencoder as Autoencoder
+from genfast.models.autoencoder import AutoencoderConfig as AutoencoderConfig
+from genfast.models.gan import GAN as GAN
+from genfast.models.gan import GANConfig as GANConfig
+from genfast.models.pixelcnn import PixelCNN as PixelCNN
+from genfast.models.pixelcnn import PixelCNNConfig as PixelCNNConfig
+from genfast.models.vae import VAE as VAE
+from genfast.models.vae import VAEConfig as VAEConfig
+
+MODELS: dict[str, tuple[type[Any], type[Any]]] = {
+    "pixelcnn": (PixelCNNConfig, PixelCNN),
+    "autoencoder": (AutoencoderConfig, Autoencoder),
+    "vae": (VAEConfig, VAE),
+    "gan": (GANConfig, GAN),
+}
+
+
+def create(name: str, **fields: Any) -> GenerativeModel:
+    """Build a model by name, with fresh weights from torch's global generator.
+
+    Args:
+        name: one of `MODELS`.
+        **fields: settings of that model's config; the others have their defaults.
+
+    Raises:
+        InputError: unknown name or setting (the message lists the valid ones), or a bad value.
+    """
+    _require("create", name in MODELS, f"a model in {', '.join(MODELS)}", name=name)
+    config_class, model_class = MODELS[name]
+    valid = [field.name for field in _fields(config_class)]
+    unknown = [field for field in fields if field not in valid]
+    _require(name, not unknown, f"settings among {', '.join(valid)}", unknown=", ".join(unknown))
+    model: GenerativeModel = model_class(config_class(**fields))
+    return model

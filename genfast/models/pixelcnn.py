@@ -1,0 +1,147 @@
+"""PixelCNN: the likelihood of an image as a product over its pixels in raster order.
+
+Source: van den Oord, Kalchbrenner and Kavukcuoglu 2016, "Pixel Recurrent Neural Networks"
+(section 3.5, figure 5 left, table 1).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfast.models._base import GenerativeModel, check_image, check_sizes, require
+from genfast.nn import MaskedConv2d
+from genfast.sampling import sample_naive
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig:
+    """Settings of a PixelCNN.
+
+    Attributes:
+        image_shape: (C, H, W).
+        levels: number of grey levels of a pixel: the width of each softmax.
+        channels: h of the paper's figure 5; the residual stream has 2 h. A multiple of C.
+        blocks: number of residual blocks.
+        kernel_size: size of the first, mask A convolution; odd.
+        head_channels: width between the two 1 x 1 convolutions of the head. A multiple of C.
+    """
+
+    image_shape: tuple[int, int, int] = (1, 8, 8)
+    levels: int = 17
+    channels: int = 36
+    blocks: int = 5
+    kernel_size: int = 7
+    head_channels: int = 72
+
+    def __post_init__(self) -> None:
+        check_image(self)
+        check_sizes(self, "channels", "kernel_size", "head_channels")
+        check_sizes(self, "blocks", minimum=0)
+        odd = self.kernel_size % 2 == 1
+        require("PixelCNNConfig", odd, "odd kernel_size", kernel_size=self.kernel_size)
+        colours = self.image_shape[0]
+        for name in ("channels", "head_channels"):
+            width = getattr(self, name)
+            rule = f"{name} to be a multiple of the {colours} colours"
+            require("PixelCNNConfig", width % colours == 0, rule, **{name: width})
+
+
+class ResidualBlock(nn.Module):
+    """Figure 5 left: the input plus 1 x 1 (2h to h), 3 x 3 (h to h), 1 x 1 (h to 2h) of it.
+
+    A ReLU precedes each convolution; all three have mask B.
+    """
+
+    def __init__(self, channels: int, colours: int) -> None:
+        super().__init__()
+        conv = partial(MaskedConv2d, "B", data_channels=colours, channel_layout="blocks")
+        self.layers = nn.Sequential(
+            nn.ReLU(),
+            conv(2 * channels, channels, 1),
+            nn.ReLU(),
+            conv(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            conv(channels, 2 * channels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, 2h, H, W] to the same shape."""
+        return x + cast(Tensor, self.layers(x))
+
+
+class PixelCNN(GenerativeModel):
+    """PixelCNN with a softmax over the levels for every colour of every pixel.
+
+    The colours of a pixel come in channel order; every layer divides its channels into one block
+    per colour, and its masks keep the order.
+
+    Source: van den Oord et al. 2016, "Pixel Recurrent Neural Networks".
+    """
+
+    config: PixelCNNConfig
+
+    def __init__(self, config: PixelCNNConfig) -> None:
+        super().__init__()
+        self.config = config
+        colours, width = config.image_shape[0], 2 * config.channels
+        conv = partial(MaskedConv2d, data_channels=colours, channel_layout="blocks")
+        self.stem = conv("A", colours, width, config.kernel_size, padding=config.kernel_size // 2)
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(config.channels, colours) for _ in range(config.blocks))
+        )
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            conv("B", width, config.head_channels, 1),
+            nn.ReLU(),
+            conv("B", config.head_channels, colours * config.levels, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [N, levels, C, H, W], each of the pixels before it in x.
+
+        Args:
+            x: levels [N, C, H, W]. A floating-point tensor of levels is taken too, so that
+                gradients can show what depends on what.
+        """
+        scaled = x.to(self.stem.weight.dtype) * (2 / (self.config.levels - 1)) - 1
+        features: Tensor = self.head(self.blocks(self.stem(scaled)))
+        colours, height, width = self.config.image_shape
+        return features.view(-1, colours, self.config.levels, height, width).transpose(1, 2)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log-likelihood [N] in nats of integer images [N, C, H, W]."""
+        self._check_images(x)
+        logits = self(x)
+        # Half-precision logits are summed over levels and pixels in float32.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nll = F.cross_entropy(logits, x.long(), reduction="none")
+        return -nll.flatten(1).sum(dim=1)
+
+    def bits_per_dim(self, x: Tensor) -> Tensor:
+        """Return the negative log-likelihood [N] in bits per dimension, C * H * W of them."""
+        return -self.log_prob(x) / (math.prod(self.config.image_shape) * math.log(2))
+
+    def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
+        """Return the mean negative log-likelihood: "loss" in nats per image, "bits_per_dim"."""
+        self._check_part(part, ("model",))
+        bits_per_dim = self.bits_per_dim(x).mean()
+        loss = bits_per_dim * (math.prod(self.config.image_shape) * math.log(2))
+        return {"loss": loss, "bits_per_dim": bits_per_dim.detach()}
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+    ) -> Tensor:
+        """Draw images [n, C, H, W] or complete known ones: see `genfast.sampling.sample_naive`."""
+        return sample_naive(self, n, generator, known, known_mask, temperature, progress)

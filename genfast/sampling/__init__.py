@@ -1,0 +1,3 @@
+"""Sampling from autoregressive models."""
+
+from genfast.sampling.naive import sample_naive as sample_naive
