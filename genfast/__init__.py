@@ -4,21 +4,26 @@
 >>> digits = genfast.data.digits("train")
 >>> model = genfast.fit("pixelcnn", digits, epochs=20)
 >>> images = model.sample(16)
+
+Names are imported when they are first used, so that the command line's help does not wait for
+torch. `import genfast.ops` registers the operators `torch.ops.genfast.*`.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from genfast import errors as errors
-from genfast import ops as ops
 from genfast._version import __version__ as __version__
 from genfast.errors import GenfastError as GenfastError
 
 if TYPE_CHECKING:
     from genfast import data as data
     from genfast import evaluation as evaluation
+    from genfast import images as images
+    from genfast import info as info
     from genfast import models as models
     from genfast import nn as nn
+    from genfast import ops as ops
     from genfast import sampling as sampling
     from genfast import training as training
     from genfast.evaluation import compare as compare
@@ -27,8 +32,9 @@ if TYPE_CHECKING:
     from genfast.training import fit as fit
     from genfast.training import load as load
 
-# Imported when first used, so that `import genfast` for its ops alone costs milliseconds.
-_SUBMODULES = ("data", "evaluation", "models", "nn", "sampling", "training")
+_SUBMODULES = (
+    "data", "evaluation", "images", "info", "models", "nn", "ops", "sampling", "training"
+)  # fmt: skip
 _FUNCTIONS = {
     "compare": "evaluation",
     "create": "models",
@@ -47,4 +53,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_SUBMODULES, *_FUNCTIONS])
+    return sorted({*globals(), *_SUBMODULES, *_FUNCTIONS})

@@ -25,7 +25,7 @@ class GroupedCommand(typer.core.TyperCommand):
     """A command whose help lists its options in groups, in plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write one section for each group, those without a name last."""
+        """Write one section for each group, in the order of the first option of each."""
         groups: dict[str, list[tuple[str, str]]] = {ARGUMENTS: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -33,7 +33,6 @@ class GroupedCommand(typer.core.TyperCommand):
             group = getattr(parameter, "rich_help_panel", None) or OPTIONS
             if record is not None:
                 groups.setdefault(ARGUMENTS if is_argument else group, []).append(record)
-        groups[OPTIONS] = groups.pop(OPTIONS, [])
         for name, records in groups.items():
             if records:
                 with formatter.section(name):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from genfast.cli import main
 from genfast.cli._run import explain, one_line
@@ -129,10 +130,23 @@ def test_as_a_program_too():
     assert done.stderr == "genfast: load: expected the folder of a run, got run='nowhere'\n"
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    words = [sys.executable, "-m", "genfast.cli", "train", "--help"]
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])
+def test_ctrl_c_exits_with_130(genfast, monkeypatch, error):
+    def interrupted():
+        raise error
+
+    monkeypatch.setattr("genfast.info.collect", interrupted)
+    assert genfast("info").code == 130
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_is_no_error(unbuffered):
+    words = [sys.executable, "-m", "genfast.cli", "--version"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as stream:
-        done = subprocess.run(words, stdout=stream, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            words, stdout=stream, stderr=subprocess.PIPE, text=True, env=environment
+        )
     assert (done.returncode, done.stderr) == (1, "")

@@ -1,6 +1,4 @@
 import re
-import subprocess
-import sys
 from dataclasses import fields
 
 import pytest
@@ -106,19 +104,3 @@ def test_version(genfast):
     result = genfast("--version")
     assert result.code == 0
     assert re.fullmatch(r"genfast \d+\.\d+\.\d+\S*\n", result.out)
-
-
-def test_help_and_usage_errors_import_nothing_heavy():
-    code = """
-import sys, genfast
-before = set(sys.modules)
-from genfast.cli import main
-codes = [main(["--help"]), main(["train", "--help"]), main(["train", "vae", "--epoch", "1"])]
-added = {name.partition(".")[0] for name in set(sys.modules) - before}
-added |= {name for name in set(sys.modules) - before if name.startswith("genfast")}
-heavy = {"torch", "numpy", "sklearn", "scipy", "matplotlib", "PIL", "jinja2", "tqdm", "rich",
-         "genfast.models", "genfast.data", "genfast.training", "genfast.evaluation"}
-print(codes, sorted(added & heavy), file=sys.stderr)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "[0, 0, 2] []"

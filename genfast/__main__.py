@@ -1,0 +1,8 @@
+"""`python -m genfast.cli` is the `genfast` command of this interpreter."""
+
+import sys
+
+from genfast.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
