@@ -1,4 +1,4 @@
-"""`python -m genfast.cli` is the `genfast` command of this interpreter."""
+"""`python -m genfast` is the `genfast` command of this interpreter."""
 
 import sys
 

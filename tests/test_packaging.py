@@ -27,7 +27,7 @@ def run_elsewhere(code: str, folder: Path) -> str:
 
 def test_installed_package_works_elsewhere(tmp_path: Path) -> None:
     out = run_elsewhere(
-        "import genfast, importlib.util as u; from genfast._extension import LOAD_ERROR;"
+        "import genfast.ops, importlib.util as u; from genfast._extension import LOAD_ERROR;"
         "print(LOAD_ERROR, u.find_spec('genfast.kernels.triton') is not None)",
         tmp_path,
     )
@@ -44,7 +44,7 @@ def test_triton_is_the_real_one() -> None:
 def test_import_starts_nothing(tmp_path: Path) -> None:
     # A fork or a CUDA start at import would poison data loaders that fork later.
     code = (
-        "import threading, torch; before = threading.active_count(); import genfast;"
+        "import threading, torch; before = threading.active_count(); import genfast.ops;"
         "print(threading.active_count() - before, torch.cuda.is_initialized())"
     )
     assert run_elsewhere(code, tmp_path).split() == ["0", "False"]
