@@ -28,6 +28,11 @@ class Stream(IterableDataset):
         return iter(self.items)
 
 
+class SizedStream(Stream):
+    def __len__(self):
+        return len(self.items)
+
+
 def test_an_image_dataset_is_returned_itself():
     data = ImageDataset(pixels(2, 1, 3, 3, high=17), levels=17)
     assert as_images(data) is data
@@ -110,7 +115,7 @@ def test_what_is_no_image_is_refused(data, levels, message):
         as_images(data, levels)
 
 
-@pytest.mark.parametrize("kind", [Items, Stream, list])
+@pytest.mark.parametrize("kind", [Items, Stream, SizedStream, list])
 def test_items_with_labels(kind):
     images = pixels(5, 3, 4, 4)
     items = [(torch.from_numpy(image), label) for label, image in enumerate(images)]
@@ -128,7 +133,8 @@ def test_items_that_are_only_images_have_no_labels():
 
 @pytest.mark.parametrize("label", [0.5, [1, 2], "cat", -1, [[1], [2, 3]]])
 def test_what_is_no_class_number_is_no_label(label):
-    items = [(image, 1) for image in pixels(4, 4, 4)] + [(pixels(4, 4), label)]
+    items = [(image, 1) for image in pixels(4, 4, 4)]
+    items.insert(2, (pixels(4, 4), label))
     assert as_images(items).labels is None
 
 
@@ -148,3 +154,40 @@ def test_a_dataloader_is_read_to_its_end(grey):
     assert torch.equal(data.images, images.reshape(7, -1, 4, 4))
     assert data.labels.tolist() == list(range(7))
     assert as_images(DataLoader(list(images), batch_size=3)).labels is None
+
+
+def test_an_empty_array_is_an_empty_dataset():
+    data = as_images(np.zeros((0, 1, 2, 2), np.int64))
+    assert (len(data), data.levels) == (0, 256)
+
+
+def test_canonical_tensors_are_not_copied():
+    images = torch.from_numpy(pixels(2, 1, 3, 3))
+    assert as_images(images).images.data_ptr() == images.data_ptr()
+
+
+@pytest.mark.parametrize(("largest", "levels"), [(1, 2), (255, 256), (256, 65536)])
+def test_levels_of_integer_items_follow_all_of_them(largest, levels):
+    items = [torch.zeros(1, 2, 2, dtype=torch.int64), torch.full((1, 2, 2), largest)]
+    data = as_images(Items(items))
+    assert (data.levels, int(data.images.max())) == (levels, largest)
+
+
+@pytest.mark.parametrize(
+    ("shape", "last"),
+    [
+        ((2, 5, 5, 3), True),
+        ((2, 5, 5, 1), True),
+        ((2, 9, 5, 4), True),
+        ((2, 5, 5, 2), False),
+        ((2, 4, 5, 3), False),
+        ((2, 8, 4, 4), False),
+        ((2, 3, 32, 3), False),
+    ],
+)
+def test_channel_last_is_refused_only_where_it_is_plain(shape, last):
+    if last:
+        with pytest.raises(InputError, match="last axis"):
+            as_images(pixels(*shape))
+    else:
+        assert as_images(pixels(*shape)).image_shape == shape[1:]

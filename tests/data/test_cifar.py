@@ -74,6 +74,11 @@ def test_length_that_is_no_multiple(tmp_path, size):
         cifar(file, "all")
 
 
+def test_an_empty_file_of_any_name(tmp_path):
+    with pytest.raises(DataError, match="found 0 bytes"):
+        cifar(write(tmp_path / "mine", b""), "all")
+
+
 def test_the_cap_counts_all_files_before_reading(tmp_path):
     for number in (1, 2):
         write(tmp_path / f"data_batch_{number}.bin", cifar_bytes(3))

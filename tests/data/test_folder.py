@@ -229,3 +229,18 @@ def test_a_bmp_that_claims_more_than_it_has(tmp_path):
     write(tmp_path / "a.bmp", bytes(data))
     with pytest.raises(DataError, match=f"expected {len(data) + 1} bytes, as its header says"):
         folder(tmp_path, "all")
+
+
+def test_turning_to_colour_stays_below_the_cap(tmp_path):
+    for name in "abcd":
+        png(tmp_path / f"{name}.png", pixels(10, 10))
+    png(tmp_path / "e.png", pixels(10, 10, 3))
+    assert len(folder(tmp_path, "all", max_bytes=2000)) == 5
+    with pytest.raises(DataError, match="5 images of at most max_bytes=1999 bytes, found 2000"):
+        folder(tmp_path, "all", max_bytes=1999)
+
+
+def test_pillows_own_limit_holds_beside_a_higher_cap(tmp_path):
+    write(tmp_path / "a.png", png_bytes(10_000, 10_000, PACKED))
+    with pytest.raises(DataError, match="DecompressionBombWarning"):
+        folder(tmp_path, "all", max_pixels=10**9)

@@ -89,6 +89,8 @@ def test_one_image_cannot_be_split(tmp_path):
     assert len(idx(file, "all")) == 1
     with pytest.raises(DataError, match="at least 2 images"):
         idx(file, "train")
+    write(file, idx_bytes(pixels(2, 2, 2)))
+    assert (len(idx(file, "train")), len(idx(file, "test"))) == (1, 1)
 
 
 GOOD = idx_bytes(pixels(5, 4, 3))
@@ -145,6 +147,7 @@ def test_joined_splits_keep_below_the_cap(tmp_path):
         (np.arange(19, dtype=np.uint8), None, "expected 20 labels, one per image, found 19"),
         (pixels(20, 1), None, "magic number 0x00000801, found 0x00000802"),
         (np.arange(20, dtype=np.uint8), 15, r"byte 23: expected a label in 0 .. 14, found 15"),
+        (np.arange(20, dtype=np.uint8), 19, r"byte 27: expected a label in 0 .. 18, found 19"),
     ],
 )
 def test_broken_labels(tmp_path, labels, classes, message):

@@ -1,5 +1,6 @@
 import io
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -55,6 +56,8 @@ def test_every_plain_dtype_in_either_order(tmp_path, dtype, order):
         (pixels(4, 3, 3, high=2), {}, 2),
         (pixels(4, 3, 3, high=2) > 0, {}, 2),
         (pixels(4, 3, 3, high=2), {"levels": 256}, 256),
+        (pixels(4, 3, 3, high=2), {"levels": 2}, 2),
+        (pixels(4, 3, 3).astype(np.int32), {"levels": 65536}, 65536),
         (pixels(4, 3, 3, high=17), {"levels": np.uint8(17)}, 17),
         (pixels(4, 3, 3).astype(np.uint16) * 257, {}, 65536),
         (pixels(4, 3, 3) / np.float32(255), {}, 256),
@@ -98,6 +101,11 @@ def test_a_folder_of_splits_and_one_of_them_named(tmp_path):
         write(tmp_path / f"{split}.npz", npz_bytes(images=pixels(count, 2, 2)))
     for path in (tmp_path, tmp_path / "train.npz"):
         assert [len(npz(path, split)) for split in ("train", "test", "valid")] == [20, 4, 3]
+    (tmp_path / "valid.npz").rename(tmp_path / "val.npz")
+    assert len(npz(tmp_path / "train.npz", "valid")) == 3
+    (tmp_path / "val.npz").rename(tmp_path / "other.npz")
+    assert [len(npz(tmp_path / "train.npz", split)) for split in ("train", "test")] == [20, 4]
+    (tmp_path / "other.npz").rename(tmp_path / "valid.npz")
     assert len(npz(tmp_path, "all")) == 27
     assert len(npz(tmp_path / "train.npz", "all")) == 20
     (tmp_path / "test.npz").unlink()
@@ -187,6 +195,21 @@ def test_the_header_parser_is_the_format_s(tmp_path):
         assert len(npz(write(tmp_path / "x.npz", archive(images=data)), "all")) == 2
 
 
+def test_sizes_that_agree_but_cannot_be_there(tmp_path):
+    text = header(shape="(2048, 1024, 1024)")
+    data = bytearray(archive(zipfile.ZIP_DEFLATED, images=npy(text, bytes(99))))
+    claimed = len(npy(text)) + 2**31
+    for mark, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        struct.pack_into("<I", data, data.index(mark) + offset, claimed)
+    file = write(tmp_path / "x.npz", bytes(data))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"from \d+ compressed, found {claimed}"):
+        npz(file, "all")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
 def test_a_wrong_crc_is_seen(tmp_path):
     data = bytearray(npz_bytes(False, images=pixels(4, 5, 5)))
     data[data.index(pixels(4, 5, 5).tobytes()) + 7] ^= 1
@@ -213,9 +236,22 @@ def test_the_cap_counts_the_copy_too(tmp_path):
     assert len(npz(grey, "all", max_bytes=1000)) == 10
     floats = write(tmp_path / "b.npz", npz_bytes(images=np.zeros((10, 10, 10), np.float32)))
     assert len(npz(floats, "all", max_bytes=5000)) == 10
-    for file, cap in ((grey, 999), (floats, 4999), (floats, 3999)):
+    last = write(tmp_path / "c.npz", npz_bytes(images=pixels(10, 10, 10, 3)))
+    assert len(npz(last, "all", max_bytes=6000)) == 10
+    fortran = write(tmp_path / "d.npz", npz_bytes(images=np.asfortranarray(pixels(10, 10, 10))))
+    assert len(npz(fortran, "all", max_bytes=2000)) == 10
+    caps = ((grey, 999), (floats, 4999), (floats, 3999), (last, 5999), (fortran, 1999))
+    for file, cap in caps:
         with pytest.raises(DataError, match=f"max_bytes={cap}"):
             npz(file, "all", max_bytes=cap)
+
+
+def test_the_cap_counts_labels_as_they_become(tmp_path):
+    labels = np.zeros(100, np.uint8)
+    file = write(tmp_path / "x.npz", npz_bytes(images=pixels(100, 1, 1), labels=labels))
+    assert len(npz(file, "all", max_bytes=800)) == 100
+    with pytest.raises(DataError, match="labels of at most max_bytes=799"):
+        npz(file, "all", max_bytes=799)
 
 
 def test_labels_above_the_classes(tmp_path):
