@@ -21,6 +21,10 @@ constexpr int64_t kMostTasks = 64;
 // Elements of x that one unit of the weight gradient packs: half a megabyte, within the second
 // level cache of every processor with AVX2.
 constexpr int64_t kPanelElements = 1 << 17;
+// With few input channels the panel of grad is read for every tap with little arithmetic between,
+// so it must stay in the first level cache.
+constexpr int64_t kFewChannels = 8;
+constexpr int64_t kGradPanelBytes = 24 << 10;
 
 int64_t grain(int64_t total, int64_t work_per_item) {
   return std::max<int64_t>(1, total / std::max<int64_t>(1, work_per_item));
@@ -243,13 +247,17 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
   const auto tap_count = static_cast<int64_t>(live.size());
   const int64_t C_in = s.C_in / s.groups;
   const int64_t C_out = s.C_out / s.groups;
-  const int64_t halo = (s.kH - 1) * s.dilation_h;
-  const int64_t panel_rows = kPanelElements / std::max<int64_t>(1, C_in * s.W);
-  const int64_t unit_rows = std::clamp<int64_t>((panel_rows - halo) / s.stride_h, 1, s.H_out);
-  const int64_t units_per_image = ceil_div(s.H_out, unit_rows);
   dispatch(grad.scalar_type(), [&](auto level, auto zero) {
     using scalar_t = decltype(zero);
     constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
+    const int64_t halo = (s.kH - 1) * s.dilation_h;
+    int64_t unit_rows = (kPanelElements / std::max<int64_t>(1, C_in * s.W) - halo) / s.stride_h;
+    if (C_in <= kFewChannels) {
+      unit_rows = std::min<int64_t>(unit_rows,
+                                    kGradPanelBytes / (s.W_out * tile * int64_t{sizeof(scalar_t)}));
+    }
+    unit_rows = std::clamp<int64_t>(unit_rows, 1, s.H_out);
+    const int64_t units_per_image = ceil_div(s.H_out, unit_rows);
     const int64_t blocks = s.groups * cpu::tiles(C_out, tile);
     const int64_t chunks =
         std::clamp<int64_t>(s.N * s.H_out * s.W_out / kChunkPixels, 1,

@@ -37,13 +37,14 @@ void pack_panel(const scalar_t* from, int64_t plane, int64_t channels, int64_t p
     std::memcpy(panel, from, static_cast<size_t>(pixels) * sizeof(scalar_t));
     return;
   }
-  Vector<scalar_t> block[2][lanes];
-  const int64_t halves = tiles(width, lanes);
+  constexpr int most_parts = static_cast<int>(tiles(larger(kTile<scalar_t>, kMaxInputs), lanes));
+  Vector<scalar_t> block[most_parts][lanes];
+  const int64_t parts = tiles(width, lanes);
   for (int64_t pixel = 0; pixel < pixels; pixel += lanes) {
     const int64_t count = smaller(lanes, pixels - pixel);
-    for (int64_t half = 0; half < halves; ++half) {
-      const int64_t rows = smaller(lanes, channels - half * lanes);
-      const scalar_t* row = from + half * lanes * plane + pixel;
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t rows = smaller(lanes, channels - part * lanes);
+      const scalar_t* row = from + part * lanes * plane + pixel;
       Vector<scalar_t> square[lanes];
       for (int c = 0; c < lanes; ++c) {
         square[c] = c >= rows        ? Vector<scalar_t>{}
@@ -52,12 +53,12 @@ void pack_panel(const scalar_t* from, int64_t plane, int64_t channels, int64_t p
       }
       transpose<scalar_t>(square);
 #pragma GCC unroll 16
-      for (int c = 0; c < lanes; ++c) block[half][c] = square[c];
+      for (int c = 0; c < lanes; ++c) block[part][c] = square[c];
     }
     // In ascending order: each pixel overwrites what its predecessor wrote too far.
     for (int64_t p = 0; p < count; ++p) {
       scalar_t* to = panel + (pixel + p) * width;
-      for (int64_t half = 0; half < halves; ++half) store(to + half * lanes, block[half][p]);
+      for (int64_t part = 0; part < parts; ++part) store(to + part * lanes, block[part][p]);
     }
   }
 }
@@ -71,6 +72,21 @@ struct Unit {
   int64_t W, W_out, stride_h, stride_w;
 };
 
+// sum[c, m] += x[c] * grad[m] at one pixel.
+template <typename scalar_t, int inputs, int vectors>
+GENFAST_INLINE void add_pixel(const scalar_t* x, const scalar_t* grad,
+                              Vector<scalar_t> (&sum)[inputs][vectors]) {
+  Vector<scalar_t> factor[vectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) factor[v] = load(grad + v * kLanes<scalar_t>);
+#pragma GCC unroll 16
+  for (int c = 0; c < inputs; ++c) {
+    const Vector<scalar_t> value = broadcast(x[c]);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) sum[c][v] = fused_multiply_add(value, factor[v], sum[c][v]);
+  }
+}
+
 // sums[c, m] += sum over the unit's pixels of x[c] * grad[m], for one tap and one slice of
 // channels.
 template <typename scalar_t, int inputs, int vectors>
@@ -78,11 +94,17 @@ void accumulate(const Unit<scalar_t>& unit, const GridTap& tap, const scalar_t* 
                 scalar_t* sums) {
   constexpr int lanes = kLanes<scalar_t>;
   constexpr int tile = kTile<scalar_t>;
-  Vector<scalar_t> sum[inputs][vectors];
+  // A multiply-add takes four cycles and two start in each: with fewer than eight sums the pixels
+  // take turns on several copies of them.
+  constexpr int copies = inputs * vectors == 1   ? 8
+                         : inputs * vectors == 2 ? 4
+                         : inputs * vectors < 8  ? 2
+                                                 : 1;
+  Vector<scalar_t> sum[copies][inputs][vectors] = {};
 #pragma GCC unroll 16
   for (int c = 0; c < inputs; ++c) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum[c][v] = load(sums + c * tile + v * lanes);
+    for (int v = 0; v < vectors; ++v) sum[0][c][v] = load(sums + c * tile + v * lanes);
   }
   const int64_t i_begin = larger(unit.row_begin, tap.row_begin);
   const int64_t i_end = smaller(unit.row_end, tap.row_end);
@@ -91,26 +113,27 @@ void accumulate(const Unit<scalar_t>& unit, const GridTap& tap, const scalar_t* 
     const int64_t row = i * unit.stride_h + tap.row - unit.input_row;
     const scalar_t* x = x_panel + (row * unit.W + tap.col_begin * unit.stride_w + tap.col) * inputs;
     const scalar_t* grad = unit.grad + ((i - unit.row_begin) * unit.W_out + tap.col_begin) * tile;
-    for (int64_t j = tap.col_begin; j < tap.col_end; ++j) {
-      Vector<scalar_t> factor[vectors];
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) factor[v] = load(grad + v * lanes);
-#pragma GCC unroll 16
-      for (int c = 0; c < inputs; ++c) {
-        const Vector<scalar_t> value = broadcast(x[c]);
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-          sum[c][v] = fused_multiply_add(value, factor[v], sum[c][v]);
-        }
+    int64_t left = tap.col_end - tap.col_begin;
+    for (; left >= copies; left -= copies) {
+#pragma GCC unroll 8
+      for (int copy = 0; copy < copies; ++copy) {
+        add_pixel<scalar_t>(x + copy * step, grad + copy * tile, sum[copy]);
       }
-      x += step;
-      grad += tile;
+      x += copies * step;
+      grad += copies * tile;
+    }
+    if constexpr (copies > 1) {
+      for (; left > 0; --left, x += step, grad += tile) add_pixel<scalar_t>(x, grad, sum[0]);
     }
   }
 #pragma GCC unroll 16
   for (int c = 0; c < inputs; ++c) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) store(sums + c * tile + v * lanes, sum[c][v]);
+    for (int v = 0; v < vectors; ++v) {
+#pragma GCC unroll 8
+      for (int copy = 1; copy < copies; ++copy) sum[0][c][v] += sum[copy][c][v];
+      store(sums + c * tile + v * lanes, sum[0][c][v]);
+    }
   }
 }
 

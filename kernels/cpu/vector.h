@@ -57,7 +57,7 @@ GENFAST_INLINE void store(scalar_t* to, Vector<scalar_t> value) {
 
 template <typename scalar_t>
 GENFAST_INLINE Vector<scalar_t> broadcast(scalar_t value) {
-  return Vector<scalar_t>{} + value;
+  return value - Vector<scalar_t>{};  // minus zero is exact, so that only the broadcast remains
 }
 
 // a * b + c, rounded once where the processor can.
