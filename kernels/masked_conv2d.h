@@ -146,3 +146,57 @@ void grad_weight_reduce(const GradWeight<scalar_t>& params, int64_t begin, int64
 
 }  // namespace genfast::cpu
 #endif
+
+namespace genfast::cuda {
+
+// Live taps travel to the kernel by value: no copy to the device, and a CUDA graph replays them.
+constexpr int kMostTaps = 512;
+struct LiveTaps {
+  int32_t count;
+  int32_t position[kMostTaps];
+};
+
+template <typename scalar_t>
+struct Conv2dForward {
+  Conv2dShape shape;
+  const scalar_t* x;       // [N, C_in, H, W]
+  const scalar_t* weight;  // [C_out, C_in / groups, kH, kW]
+  WeightMask<scalar_t> mask;
+  const scalar_t* bias;  // [C_out], or null: zero
+  scalar_t* out;         // [N, C_out, H_out, W_out]
+};
+
+template <typename scalar_t>
+struct Conv2dGradInput {
+  Conv2dShape shape;
+  const scalar_t* grad;    // [N, C_out, H_out, W_out]
+  const scalar_t* weight;  // [C_out, C_in / groups, kH, kW]
+  WeightMask<scalar_t> mask;
+  scalar_t* grad_x;  // [N, C_in, H, W]
+};
+
+// The sum over pixels is cut into `splits` parts, a number that follows from the shape alone, and
+// these are added in order: the same bits on every device.
+template <typename scalar_t, typename acc_t>
+struct Conv2dGradWeight {
+  Conv2dShape shape;
+  const scalar_t* grad;  // [N, C_out, H_out, W_out]
+  const scalar_t* x;     // [N, C_in, H, W]
+  WeightMask<scalar_t> mask;
+  acc_t* partial;         // [splits, groups, taps * C_in / groups, C_out / groups]
+  scalar_t* grad_weight;  // [C_out, C_in / groups, kH, kW], zero where no tap is live
+  int64_t splits;
+};
+
+// float and double, and the half types with acc_t = float.
+template <typename scalar_t>
+void masked_conv2d_forward(const Conv2dForward<scalar_t>& params, const LiveTaps& taps,
+                           void* stream);
+template <typename scalar_t>
+void masked_conv2d_grad_input(const Conv2dGradInput<scalar_t>& params, const LiveTaps& taps,
+                              void* stream);
+template <typename scalar_t, typename acc_t>
+void masked_conv2d_grad_weight(const Conv2dGradWeight<scalar_t, acc_t>& params,
+                               const LiveTaps& taps, void* stream);
+
+}  // namespace genfast::cuda
