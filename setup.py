@@ -75,9 +75,11 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configures and builds; CMakeLists.txt says what."""
-        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+        # The environment's own tools first: it may not have been activated.
+        path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
+        cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
         if cmake is None or ninja is None:
-            fail("the build needs cmake and ninja on PATH: pip install cmake ninja")
+            fail("the build needs cmake and ninja: pip install cmake ninja")
         if not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
             fail("the build needs a C++20 compiler: install g++ or clang++, or set CXX to one")
         facts = torch_facts()

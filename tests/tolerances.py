@@ -1,7 +1,8 @@
 """The one table of tolerances. No value depends on the machine or the environment.
 
-The rule behind it: our error against a float64 reference is at most twice the error of eager PyTorch
-at the same dtype, plus a floor of a few roundings for results that eager happens to hit exactly.
+The rule behind it: our error against a float64 reference is at most twice the error of eager
+PyTorch at the same dtype, plus a floor of a few roundings for results that eager happens to hit
+exactly.
 """
 
 import torch
@@ -34,4 +35,6 @@ def assert_as_accurate_as_eager(
     ours_error = (ours.double() - exact).abs().max().item()
     eager_error = (eager.double() - exact).abs().max().item()
     bound = factor * eager_error + relative * exact.abs().max().item() + absolute
-    assert ours_error <= bound, f"error {ours_error:.3g}, eager's {eager_error:.3g}, bound {bound:.3g}"
+    assert ours_error <= bound, (
+        f"error {ours_error:.3g}, eager's {eager_error:.3g}, bound {bound:.3g}"
+    )

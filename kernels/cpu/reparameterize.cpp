@@ -1,21 +1,21 @@
 #include "kernels/reparameterize.h"
 
+#include "kernels/cpu/elementary.h"
+#include "kernels/cpu/philox_tile.h"
+
 namespace genfast::cpu {
 namespace {
 
-// A row is worked through in tiles: first the noise of a tile, then the arithmetic on it.
-constexpr int64_t kTile = 256;  // elements, a multiple of the 4 lanes of a Philox block
+constexpr int kSumLanes = 8;
 
-// noise[i] = stream element `first + i`, for i in [0, count).
-GENFAST_INLINE void fill_noise(uint64_t seed, int64_t first, int64_t count, float* noise) {
-  const int64_t end = first + count;
-  for (int64_t block = first >> 2; block * 4 < end; ++block) {
-    const NormalBlock normals = normal_block(seed, static_cast<uint64_t>(block));
-    for (int64_t lane = 0; lane < 4; ++lane) {
-      const int64_t i = block * 4 + lane - first;
-      if (i >= 0 && i < count) noise[i] = normals.lane[lane];
-    }
+// Adds terms to interleaved partial sums in double: a fixed order that still vectorises.
+template <typename scalar_t>
+GENFAST_INLINE void add_terms(double* sums, const scalar_t* terms, int64_t count) {
+  int64_t i = 0;
+  for (; i + kSumLanes <= count; i += kSumLanes) {
+    for (int lane = 0; lane < kSumLanes; ++lane) sums[lane] += static_cast<double>(terms[i + lane]);
   }
+  for (; i < count; ++i) sums[i % kSumLanes] += static_cast<double>(terms[i]);
 }
 
 }  // namespace
@@ -23,22 +23,27 @@ GENFAST_INLINE void fill_noise(uint64_t seed, int64_t first, int64_t count, floa
 template <SimdLevel level, typename scalar_t>
 void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64_t begin,
                             int64_t end) {
-  float noise[kTile];
+  scalar_t terms[kTile];
   for (int64_t n = begin; n < end; ++n) {
     const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
     const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
     scalar_t* z = params.z + n * params.D;
+    const int64_t row_start = params.offset + n * params.D;
+    double sums[kSumLanes] = {};
+    for_each_tile(PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
+                  [&](const float* noise, int64_t first, int64_t count) {
+                    const int64_t d0 = first - row_start;
+                    for (int64_t i = 0; i < count; ++i) {
+                      const scalar_t m = mu[d0 + i];
+                      const scalar_t lv = logvar[d0 + i];
+                      const scalar_t std = vector_exp(lv * scalar_t(0.5));
+                      z[d0 + i] = latent(m, std, static_cast<scalar_t>(noise[i]));
+                      terms[i] = kl_term(m, lv, vector_expm1(lv, std * std));
+                    }
+                    add_terms(sums, terms, count);
+                  });
     double kl = 0;
-    for (int64_t d0 = 0; d0 < params.D; d0 += kTile) {
-      const int64_t count = params.D - d0 < kTile ? params.D - d0 : kTile;
-      fill_noise(params.seed, params.offset + n * params.D + d0, count, noise);
-      for (int64_t i = 0; i < count; ++i) {
-        const scalar_t m = mu[d0 + i];
-        const scalar_t lv = logvar[d0 + i];
-        z[d0 + i] = latent(m, std::exp(lv / 2), static_cast<scalar_t>(noise[i]));
-        kl += kl_term(m, lv, std::expm1(lv));
-      }
-    }
+    for (int lane = 0; lane < kSumLanes; ++lane) kl += sums[lane];
     params.kl[n] = static_cast<scalar_t>(kl);
   }
 }
@@ -46,23 +51,26 @@ void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64
 template <SimdLevel level, typename scalar_t>
 void reparameterize_backward(const ReparameterizeBackward<scalar_t>& params, int64_t begin,
                              int64_t end) {
-  float noise[kTile];
+  const scalar_t zeros[kTile] = {};
   for (int64_t n = begin; n < end; ++n) {
     const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
     const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
     const scalar_t grad_kl = params.grad_kl ? params.grad_kl[n] : scalar_t(0);
-    for (int64_t d0 = 0; d0 < params.D; d0 += kTile) {
-      const int64_t count = params.D - d0 < kTile ? params.D - d0 : kTile;
-      fill_noise(params.seed, params.offset + n * params.D + d0, count, noise);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t at = n * params.D + d0 + i;
-        const scalar_t grad_z = params.grad_z ? params.grad_z[at] : scalar_t(0);
-        const scalar_t lv = logvar[d0 + i];
-        params.grad_mu[at] = grad_z + grad_kl * mu[d0 + i];
-        params.grad_logvar[at] = grad_logvar_term(grad_z, grad_kl, std::exp(lv / 2),
-                                                  static_cast<scalar_t>(noise[i]), std::expm1(lv));
-      }
-    }
+    const int64_t row_start = params.offset + n * params.D;
+    for_each_tile(PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
+                  [&](const float* noise, int64_t first, int64_t count) {
+                    const int64_t d0 = first - row_start;
+                    const int64_t at = n * params.D + d0;
+                    const scalar_t* grad_z = params.grad_z ? params.grad_z + at : zeros;
+                    for (int64_t i = 0; i < count; ++i) {
+                      const scalar_t lv = logvar[d0 + i];
+                      const scalar_t std = vector_exp(lv * scalar_t(0.5));
+                      params.grad_mu[at + i] = grad_z[i] + grad_kl * mu[d0 + i];
+                      params.grad_logvar[at + i] =
+                          grad_logvar_term(grad_z[i], grad_kl, std, static_cast<scalar_t>(noise[i]),
+                                           vector_expm1(lv, std * std));
+                    }
+                  });
   }
 }
 

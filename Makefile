@@ -1,0 +1,57 @@
+# Everything starts here: `make demo` and `make test` create what they need on a fresh machine with
+# Python 3.11 or later, a C++ compiler and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# The compiled module is rebuilt when any of these changes.
+NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.h kernels/cpu/* kernels/cuda/*)
+# The pinned dependencies are installed again when the pins change.
+PINS := constraints.txt pyproject.toml
+
+.PHONY: help build demo test lint format bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+build: $(VENV)/built ## create .venv and compile the extension
+
+demo: build ## train, sample and compare the four families on real digits: runs/demo/report.html
+	$(BIN)/genfast compare --data digits --out runs/demo
+
+test: build ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: build ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter-out CMakeLists.txt setup.py,$(NATIVE))
+
+format: build ## rewrite sources in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter-out CMakeLists.txt setup.py,$(NATIVE))
+
+bench: build ## time every op beside eager and compiled PyTorch
+	$(BIN)/python -m pytest benchmarks -q -W default --benchmark-columns=median,iqr,rounds --benchmark-group-by=group
+
+clean: ## remove the environment, the build and the runs
+	rm -rf $(VENV) build dist runs *.egg-info genfast/_C.*.so genfast/_build_info.json
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "genfast needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "genfast needs Python's venv module (on Debian: the package python3-venv)"; exit 1; }
+
+# torch first and by itself: the extension is built for the torch that is installed.
+$(VENV)/installed: $(PINS) | $(VENV)/bin/python
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) torch pybind11 ninja cmake
+	@touch $@
+
+$(VENV)/built: $(VENV)/installed $(NATIVE)
+	$(PIP) --no-build-isolation --editable '.[dev,triton,tensorboard]'
+	@touch $@

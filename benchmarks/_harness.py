@@ -1,0 +1,74 @@
+"""Timing one op, side by side: plain PyTorch, the same compiled, and ours.
+
+Correctness comes first: a case whose result is wrong is not timed. The unit is forward and backward
+together. Ratios between the rows of one group mean something; times of different runs do not.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+IMPLEMENTATIONS = ("eager", "compiled", "genfast")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of one op, taken from a real model.
+
+    Attributes:
+        inputs: Tensors that the op is called with; those that require gradients get them.
+        bytes_moved: The least traffic of forward and backward: what must be read and written, once.
+        flops: Multiplications and additions of forward and backward.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    bytes_moved: int
+    flops: int = 0
+
+
+def forward_backward(
+    function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """A step without arguments: the scalar `function(*inputs)` and its gradients."""
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+
+    def step() -> tuple[torch.Tensor, ...]:
+        loss = function(*inputs)
+        return (loss, *torch.autograd.grad(loss, wanted))
+
+    return step
+
+
+def time_case(
+    benchmark: BenchmarkFixture,
+    implementation: str,
+    case: Case,
+    *,
+    eager: Callable[..., torch.Tensor],
+    genfast: Callable[..., torch.Tensor],
+    check: Callable[[], None],
+) -> None:
+    """Checks, then times one implementation of one case.
+
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        implementation: One of IMPLEMENTATIONS.
+        case: The size.
+        eager: What a good engineer writes in plain PyTorch, returning a scalar.
+        genfast: The same through our op.
+        check: Raises AssertionError when our op is wrong on this case.
+    """
+    check()
+    functions = {"eager": eager, "compiled": torch.compile(eager), "genfast": genfast}
+    step = forward_backward(functions[implementation], case.inputs)
+    for _ in range(3):
+        step()
+    benchmark.extra_info["threads"] = torch.get_num_threads()
+    benchmark.extra_info["torch"] = torch.__version__
+    benchmark(step)
+    if benchmark.stats is not None:
+        seconds = benchmark.stats.stats.median
+        benchmark.extra_info["GB/s"] = round(case.bytes_moved / seconds / 1e9, 2)
+        benchmark.extra_info["GFLOP/s"] = round(case.flops / seconds / 1e9, 2)

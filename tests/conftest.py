@@ -1,0 +1,44 @@
+"""Shared by every test: which device Triton kernels run on, and a fixed seed."""
+
+import os
+
+import pytest
+import torch
+
+# Read by Triton when it is first imported: without a GPU its kernels run under the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device an op runs on; a missing GPU skips."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def simd_level(request: pytest.FixtureRequest) -> str:
+    """Each SIMD level in turn; one that the processor lacks skips."""
+    from genfast import _C
+
+    before = _C.simd_level()
+    if not _C.set_simd_level(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    _C.set_simd_level(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> int:
+    """Several thread counts of torch; restored afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -1,0 +1,256 @@
+"""reparameterize: the reference, its gradients, its registrations, its refusals, its properties."""
+
+import math
+
+import pytest
+import torch
+
+from genfast.errors import InputError
+from genfast.ops import philox_normal, reparameterize, reparameterize_reference
+from tests.tolerances import assert_as_accurate_as_eager
+from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+
+SHAPES = [(1, 1), (4, 20), (3, 7), (2, 257), (5, 3, 4, 2), (6,), (0, 8), (3, 0), (1, 5003)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+OFFSETS = [0, 5]
+
+
+def samples(shape, dtype=torch.float32, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
+    mu = torch.randn(shape, dtype=torch.float64).to(dtype=dtype, device=device)
+    return mu, (2 * torch.randn(shape, dtype=torch.float64)).to(dtype=dtype, device=device)
+
+
+def expected(mu, logvar, noise) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition, on given noise."""
+    z = mu + torch.exp(logvar / 2) * noise
+    kl = 0.5 * (mu.square() + torch.exp(logvar) - 1 - logvar)
+    return z, kl.flatten(1).sum(1) if kl.dim() > 1 else kl
+
+
+def eager_and_exact(mu, logvar, seed: int, offset: int):
+    """What is expected at the input's dtype and in float64, on the noise of the stream."""
+    mu, logvar = mu.cpu(), logvar.cpu()
+    noise = philox_normal(mu.shape, seed=seed, offset=offset)
+    eager = expected(mu, logvar, noise.to(mu.dtype))
+    return eager, expected(mu.double(), logvar.double(), noise.double())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(device, shape, dtype) -> None:
+    mu, logvar = samples(shape, dtype, device)
+    for offset in OFFSETS:
+        ours = reparameterize(mu, logvar, seed=9, offset=offset)
+        for result, eager, exact in zip(ours, *eager_and_exact(mu, logvar, 9, offset), strict=True):
+            assert_as_accurate_as_eager(result.cpu(), eager, exact)
+
+
+def test_matches_reference_on_every_simd_level(simd_level) -> None:
+    mu, logvar = samples((17, 301))
+    ours = reparameterize(mu, logvar, seed=9)
+    for result, eager, exact in zip(ours, *eager_and_exact(mu, logvar, 9, 0), strict=True):
+        assert_as_accurate_as_eager(result, eager, exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(4, 20), (5, 3, 4, 2), (2, 2500), (0, 8), (6,)], ids=str)
+def test_triton_matches_reference(shape, dtype) -> None:
+    kernels = triton_kernels("reparameterize")
+    mu, logvar = samples(shape, dtype, DEVICE)
+    ours = kernels.reparameterize(mu, logvar, torch.tensor([9]), 5)
+    for result, eager, exact in zip(ours, *eager_and_exact(mu, logvar, 9, 5), strict=True):
+        assert_as_accurate_as_eager(result.cpu(), eager, exact)
+    grads = (torch.randn_like(mu), torch.randn_like(ours[1]))
+    for grad_z, grad_kl in (grads, (grads[0], None), (None, grads[1])):
+        arguments = (grad_z, grad_kl, mu, logvar, torch.tensor([9]), 5)
+        triton = kernels.reparameterize_backward(*arguments)
+        native = torch.ops.genfast._reparameterize_backward(*arguments)
+        exact = torch.ops.genfast._reparameterize_backward(
+            *(a.double() if a is not None else None for a in arguments[:4]), *arguments[4:]
+        )
+        for ours_grad, native_grad, exact_grad in zip(triton, native, exact, strict=True):
+            assert_as_accurate_as_eager(ours_grad.cpu(), native_grad.cpu(), exact_grad.cpu())
+
+
+def test_triton_compiles_ahead() -> None:
+    kernels = []
+    for t in ("fp32", "bf16", "fp16"):
+        common = {"seed": "*i64", "offset": "i64", "D": "i64"}
+        common |= {"mu_stride_n": "i64", "logvar_stride_n": "i64"}
+        forward = common | dict.fromkeys(("mu", "logvar", "z", "kl"), f"*{t}")
+        kernels.append(("_reparameterize_fwd_kernel", forward, {"BLOCK": 1024}))
+        names = ("grad_z", "grad_kl", "mu", "logvar", "grad_mu", "grad_logvar")
+        backward = common | dict.fromkeys(names, f"*{t}")
+        flags = {"HAS_GRAD_Z": True, "HAS_GRAD_KL": True, "BLOCK": 64}
+        kernels.append(("_reparameterize_bwd_kernel", backward, flags))
+    compile_ahead("reparameterize", kernels)
+
+
+def test_strides_change_nothing(device) -> None:
+    mu, logvar = samples((6, 4, 5), device=device)
+    packed = reparameterize(mu, logvar, seed=1)
+    halves = torch.cat((mu, logvar), dim=1)
+    variants = {
+        "split halves": halves.chunk(2, dim=1),
+        "transposed": tuple(t.transpose(1, 2).contiguous().transpose(1, 2) for t in (mu, logvar)),
+        "every other row": tuple(t.repeat_interleave(2, 0)[::2] for t in (mu, logvar)),
+        "mixed": (halves[:, :4], logvar),
+    }
+    for name, (m, v) in variants.items():
+        assert torch.equal(m, mu), name
+        for a, b in zip(packed, reparameterize(m, v, seed=1), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_gradients_match_reference(device) -> None:
+    mu, logvar = samples((7, 33), device=device)
+    weights = torch.randn(7, 33, device=device), torch.randn(7, device=device)
+
+    def gradients(function, mu, logvar):
+        mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+        z, kl = function(mu, logvar)
+        total = (z * weights[0].to(z)).sum() + (kl * weights[1].to(z)).sum()
+        return torch.autograd.grad(total, (mu, logvar))
+
+    noise = philox_normal(mu.shape, seed=2, device=device)
+
+    def reference(mu, logvar):
+        return expected(mu, logvar, noise.to(mu))
+
+    ours = gradients(lambda m, v: reparameterize(m, v, seed=2), mu, logvar)
+    eager, exact = (
+        gradients(reference, mu, logvar),
+        gradients(reference, mu.double(), logvar.double()),
+    )
+    for a, b, c in zip(ours, eager, exact, strict=True):
+        assert_as_accurate_as_eager(a, b, c)
+
+
+@pytest.mark.parametrize("output", [0, 1])
+def test_gradient_of_one_output_alone(device, output) -> None:
+    mu, logvar = (t.requires_grad_() for t in samples((3, 4), torch.float64, device))
+    ours = torch.autograd.grad(reparameterize(mu, logvar, seed=2)[output].sum(), (mu, logvar))
+    noise = philox_normal(mu.shape, seed=2, dtype=torch.float64, device=device)
+    wanted = torch.autograd.grad(expected(mu, logvar, noise)[output].sum(), (mu, logvar))
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradcheck(device) -> None:
+    arguments = tuple(t.requires_grad_() for t in samples((3, 5), torch.float64, device))
+    assert torch.autograd.gradcheck(lambda m, v: reparameterize(m, v, seed=4, offset=3), arguments)
+
+
+def test_second_derivative_is_refused_not_zero(device) -> None:
+    mu, logvar = (t.requires_grad_() for t in samples((3, 5), device=device))
+    kl = reparameterize(mu, logvar, seed=4)[1].sum()
+    (gradient,) = torch.autograd.grad(kl, mu, create_graph=True)
+    with pytest.raises(RuntimeError, match="expected a first derivative"):
+        gradient.sum().backward()
+
+
+def test_opcheck(device) -> None:
+    mu, logvar = (t.requires_grad_() for t in samples((3, 5), device=device))
+    seed = torch.tensor([3])
+    torch.library.opcheck(torch.ops.genfast.reparameterize.default, (mu, logvar, seed, 1))
+    m, v = mu.detach(), logvar.detach()
+    backward = torch.ops.genfast._reparameterize_backward.default
+    torch.library.opcheck(backward, (m, None, m, v, seed, 1))
+    torch.library.opcheck(backward, (m, v.sum(1), m, v, seed, 1))
+
+
+def test_compiles_without_graph_breaks() -> None:
+    def loss(mu, logvar):
+        z, kl = reparameterize(mu, logvar, seed=8)
+        return z.square().sum() + kl.sum()
+
+    mu, logvar = (t.requires_grad_() for t in samples((9, 6)))
+    compiled = torch.compile(loss, fullgraph=True)
+    torch.testing.assert_close(compiled(mu, logvar), loss(mu, logvar))
+    for a, b in zip(
+        torch.autograd.grad(compiled(mu, logvar), (mu, logvar)),
+        torch.autograd.grad(loss(mu, logvar), (mu, logvar)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_computes_in_float32(device) -> None:
+    mu, logvar = samples((3, 5), torch.bfloat16, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        z, kl = reparameterize(mu, logvar, seed=1)
+    assert z.dtype == kl.dtype == torch.float32
+
+
+def test_refuses_bad_input() -> None:
+    mu, logvar = samples((3, 5))
+    with pytest.raises(InputError, match=r"expected logvar of the shape, dtype and device of mu"):
+        reparameterize(mu, logvar[:2])
+    with pytest.raises(InputError, match=r"expected logvar of the shape, dtype and device of mu"):
+        reparameterize(mu, logvar.double())
+    with pytest.raises(InputError, match=r"expected floating point mu of shape \[N, ...\], got"):
+        reparameterize(mu.long(), logvar.long())
+    with pytest.raises(InputError, match=r"expected floating point mu of shape \[N, ...\], got"):
+        reparameterize(mu[0, 0], logvar[0, 0])
+    with pytest.raises(InputError, match=r"expected offset >= 0, got offset=-2"):
+        reparameterize(mu, logvar, offset=-2)
+    op = torch.ops.genfast.reparameterize
+    with pytest.raises(RuntimeError, match="expected logvar of the shape of mu"):
+        op(mu, logvar[:2], torch.tensor([1]), 0)
+    with pytest.raises(RuntimeError, match="expected offset >= 0, got offset=-1"):
+        op(mu, logvar, torch.tensor([1]), -1)
+    with pytest.raises(RuntimeError, match="expected a floating point tensor"):
+        op(mu.long(), logvar.long(), torch.tensor([1]), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_reference_draws_the_same_noise(dtype) -> None:
+    mu, logvar = samples((40, 33), dtype)
+    ours = reparameterize(mu, logvar, seed=5, offset=6)
+    plain = reparameterize_reference(mu, logvar, torch.tensor([5]), 6)
+    # Its normals may lie 2 ulp of float32 beside the kernels', at every dtype.
+    tolerance = max(4 * torch.finfo(dtype).eps, 1e-6)
+    for a, b in zip(ours, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=8 * tolerance)
+
+
+def test_inputs_are_not_changed(device) -> None:
+    mu, logvar = samples((3, 5), device=device)
+    before = mu.clone(), logvar.clone()
+    reparameterize(mu, logvar)
+    assert torch.equal(mu, before[0])
+    assert torch.equal(logvar, before[1])
+
+
+def test_nan_stays_where_it_is(device) -> None:
+    mu, logvar = samples((4, 6), device=device)
+    mu[1, 2] = logvar[3, 4] = math.nan
+    z, kl = reparameterize(mu, logvar, seed=1)
+    assert torch.equal(z.isnan(), mu.isnan() | logvar.isnan())
+    assert kl.isnan().tolist() == [False, True, False, True]
+
+
+def test_noise_is_the_stream(device) -> None:
+    zeros = torch.zeros(4, 6, device=device)
+    z, kl = reparameterize(zeros, zeros, seed=31, offset=2)
+    assert torch.equal(z.flatten(), philox_normal((24,), seed=31, offset=2, device=device))
+    assert torch.equal(kl, torch.zeros(4, device=device))
+
+
+def test_splitting_the_batch_changes_nothing(device, threads) -> None:
+    mu, logvar = samples((64, 91), device=device)
+    whole = reparameterize(mu, logvar, seed=6)
+    first = reparameterize(mu[:23], logvar[:23], seed=6)
+    rest = reparameterize(mu[23:], logvar[23:], seed=6, offset=23 * 91)
+    for w, a, b in zip(whole, first, rest, strict=True):
+        assert torch.equal(w, torch.cat((a, b)))
+
+
+def test_moments() -> None:
+    mu, logvar = torch.full((200_000, 1), 1.5), torch.full((200_000, 1), math.log(4.0))
+    z, kl = reparameterize(mu, logvar, seed=77)
+    assert abs(z.mean().item() - 1.5) < 5 * 2 / math.sqrt(200_000)
+    assert abs(z.std().item() - 2.0) < 5 * 2 / math.sqrt(2 * 200_000)
+    torch.testing.assert_close(
+        kl[0].item(), 0.5 * (1.5**2 + 4 - 1 - math.log(4)), rtol=1e-6, atol=0
+    )
