@@ -124,9 +124,7 @@ def _grad_weight_backward(ctx: Any, grad_weight: torch.Tensor) -> _Gradients:
         ops.masked_conv2d(x, grad_weight, mask, None, ctx.taps, *ctx.options)
         if need_grad
         else None,
-        ops._masked_conv2d_grad_input(
-            grad, grad_weight, mask, ctx.taps, x.shape[2:], *ctx.options
-        )
+        ops._masked_conv2d_grad_input(grad, grad_weight, mask, ctx.taps, x.shape[2:], *ctx.options)
         if need_x
         else None,
         *(None,) * 7,

@@ -5,6 +5,7 @@ section 3.4 (masked convolutions).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +69,7 @@ def masked_conv2d(
     dilations = _pair("dilation", dilation, 1)
     _check_tensors(x, weight, mask, bias, groups)
     if x.dim() == 3:
-        out = masked_conv2d(
+        batched = masked_conv2d(
             x.unsqueeze(0),
             weight,
             mask,
@@ -79,14 +80,14 @@ def masked_conv2d(
             groups=groups,
             taps=taps,
         )
-        return out.squeeze(0)
+        return batched.squeeze(0)
     x, paddings = _resolve_padding(x, weight, strides, padding, dilations)
     _check_fit(x, weight, paddings, dilations)
     known = _known_taps(taps, mask, weight)
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
-        out = torch.ops.genfast.masked_conv2d(
+        out: torch.Tensor = torch.ops.genfast.masked_conv2d(
             x, weight, mask, bias, known, strides, paddings, dilations, groups
         )
         return out
@@ -122,8 +123,7 @@ def masked_conv2d_reference(
         kernel[list(taps)] = True
         live = live & kernel.view(weight.shape[2:])
     masked = torch.where(live, weight * mask.to(weight.dtype), 0)
-    # mypy: the stubs want tuples where PyTorch takes any sequence.
-    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)
 
 
 def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ def _known_taps(
         return list(live_taps(mask.expand(shape)))
     positions = weight.shape[2] * weight.shape[3]
     known = [int(tap) for tap in taps]
-    ascending = all(a < b for a, b in zip(known, known[1:], strict=False))
+    ascending = all(a < b for a, b in pairwise(known))
     if not ascending or (known and not 0 <= known[0] <= known[-1] < positions):
         raise InputError(
             f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), got taps={known}"
@@ -241,7 +241,7 @@ def _resolve_padding(
         return x, (0, 0)
     if padding != "same" or stride != (1, 1):
         raise InputError(
-            'masked_conv2d: expected padding "same" (with stride 1), "valid", an integer or a pair, '
+            'masked_conv2d: expected an integer, a pair, "valid" or, with stride 1, "same", '
             f"got padding={padding!r}, stride={stride}"
         )
     total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
