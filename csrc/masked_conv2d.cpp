@@ -120,11 +120,14 @@ std::vector<int64_t> live_taps(at::OptionalIntArrayRef taps, const at::Tensor& m
   }
   // One channel stands for all where the mask was broadcast over it.
   const auto channels = [&](int64_t axis) { return mask.stride(axis) == 0 ? 1 : mask.size(axis); };
+  // A sum of magnitudes is zero where all of them are, and much faster than any() over channels.
   const at::Tensor live = mask.narrow(0, 0, channels(0))
                               .narrow(1, 0, channels(1))
-                              .ne(0)
+                              .to(mask.scalar_type() == at::kDouble ? at::kDouble : at::kFloat)
+                              .abs()
                               .reshape({-1, kernel})
-                              .any(0)
+                              .sum(0)
+                              .ne(0)
                               .cpu();
   std::vector<int64_t> found;
   for (int64_t tap = 0; tap < kernel; ++tap) {

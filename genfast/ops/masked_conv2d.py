@@ -142,8 +142,11 @@ def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
         raise InputError(
             f"live_taps: expected a mask of shape [..., kH, kW], got mask.shape={tuple(mask.shape)}"
         )
-    flat = mask.detach().ne(0).flatten(-2)
-    return tuple(flat.reshape(-1, flat.shape[-1]).any(0).nonzero().flatten().tolist())
+    values = mask.detach()
+    # A sum of magnitudes is zero where all of them are, and much faster than any() over channels.
+    magnitudes = values.float() if values.dtype == torch.bool else values.abs()
+    flat = magnitudes.flatten(-2)
+    return tuple(flat.reshape(-1, flat.shape[-1]).sum(0).nonzero().flatten().tolist())
 
 
 def _known_taps(

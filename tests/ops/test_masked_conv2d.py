@@ -366,6 +366,8 @@ def test_live_taps() -> None:
     assert live_taps(make_mask("A", (1, 1, 3, 3))) == (0, 1, 2, 3)
     assert live_taps(make_mask("pairs", (2, 2, 3, 3))) == (0, 1, 2, 3, 4)
     assert live_taps(torch.tensor([[0.0, -0.5], [0.0, 2.0]])) == (1, 3)
+    assert live_taps(torch.tensor([[[1.0, 0.0]], [[-1.0, 0.0]]])) == (0,)
+    assert live_taps(torch.tensor([[torch.nan, 0.0, -torch.inf, 1e-45]])) == (0, 2, 3)
     assert live_taps(torch.zeros(2, 3, 1, 1)) == ()
     with pytest.raises(InputError, match=r"live_taps: expected a mask of shape \[..., kH, kW\]"):
         live_taps(torch.ones(3))
