@@ -1,5 +1,6 @@
 // The Python module genfast._C: facts about this build. Ops do not pass through here; they reach
 // Python through the dispatcher, as torch.ops.genfast.*.
+#include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,6 +14,11 @@ py::dict build_info() {
   py::dict info;
   info["torch"] = GENFAST_TORCH_VERSION;
   info["compiler"] = GENFAST_COMPILER;
+#if defined(INTRA_OP_PARALLEL)
+  info["threads"] = true;
+#else
+  info["threads"] = false;  // without OpenMP at::parallel_for is a plain loop
+#endif
 #if defined(GENFAST_WITH_CUDA)
   info["cuda"] = GENFAST_CUDA_VERSION;
   info["cuda_archs"] = GENFAST_CUDA_ARCH_LIST;

@@ -16,7 +16,7 @@ import torch
 
 from genfast.errors import BuildError, BuildMismatchError, NotBuiltError
 
-OPS = ("reparameterize", "philox", "gan_loss")
+OPS = ("masked_conv2d", "reparameterize", "gan_loss", "philox")
 
 # The dispatcher operator that stands for an op when its name differs.
 _OPERATORS = {"philox": "philox_fill"}

@@ -62,10 +62,13 @@ def test_every_op_is_in_every_room(op: str, room: str) -> None:
     ],
 )
 def test_no_file_without_an_op(room: str, folder: str, suffix: str) -> None:
-    expected = {Path(ROOMS[room].format(op=op)).name for op in OPS}
-    beside = {"module.cpp", "simd_level.cpp"} if folder == "csrc" else set()
-    found = {path.name for path in (ROOT / folder).glob(f"*{suffix}")}
-    assert found <= expected | beside
+    # A large op may have several files in a room: they all begin with its name.
+    beside = {"module", "simd_level"} if folder == "csrc" else set()
+    prefix = Path(ROOMS[room].format(op="")).stem
+    for path in (ROOT / folder).glob(f"*{suffix}"):
+        stem = path.stem.removeprefix(prefix)
+        owned = any(stem == op or stem.startswith(f"{op}_") for op in OPS)
+        assert owned or path.stem in beside, path
 
 
 def test_every_source_is_in_the_build() -> None:

@@ -1,0 +1,311 @@
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "csrc/masked_conv2d.h"
+
+namespace genfast {
+namespace {
+
+using at::Tensor;
+
+constexpr const char* kOp = "masked_conv2d";
+constexpr int64_t kGrain = 1 << 18;      // multiply-adds that make another thread worthwhile
+constexpr int64_t kPackGrain = 1 << 14;  // weights
+// A chunk of the weight gradient costs a pass over the weight, so it must hold many more pixels
+// than that is worth; and more chunks than this cost memory without keeping more threads busy.
+constexpr int64_t kChunkPixels = 1024;
+constexpr int64_t kMostTasks = 64;
+// Elements of x that one unit of the weight gradient packs: half a megabyte, within the second
+// level cache of every processor with AVX2.
+constexpr int64_t kPanelElements = 1 << 17;
+// With few input channels the panel of grad is read for every tap with little arithmetic between,
+// so it must stay in the first level cache.
+constexpr int64_t kFewChannels = 8;
+constexpr int64_t kGradPanelBytes = 24 << 10;
+
+int64_t grain(int64_t total, int64_t work_per_item) {
+  return std::max<int64_t>(1, total / std::max<int64_t>(1, work_per_item));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return a >= 0 ? (a + b - 1) / b : -(-a / b);
+}
+
+// Positions i in [0, count) with 0 <= step * i + offset < size.
+void inside(int64_t size, int64_t step, int64_t offset, int64_t count, int64_t* begin,
+            int64_t* end) {
+  *begin = std::clamp<int64_t>(ceil_div(-offset, step), 0, count);
+  *end = std::clamp<int64_t>(ceil_div(size - offset, step), *begin, count);
+}
+
+cpu::GridTap grid_tap(int64_t row, int64_t col, int64_t packed, const cpu::Grid& grid, int64_t H,
+                      int64_t W) {
+  cpu::GridTap tap{row, col, 0, 0, 0, 0, packed};
+  inside(H, grid.in_step_h, row, grid.rows, &tap.row_begin, &tap.row_end);
+  inside(W, grid.in_step_w, col, grid.cols, &tap.col_begin, &tap.col_end);
+  return tap;
+}
+
+// The grid of output pixels, and the taps on it in the order given.
+cpu::Grid output_grid(const Conv2dShape& s, const std::vector<int64_t>& taps,
+                      std::vector<cpu::GridTap>& storage) {
+  cpu::Grid grid{nullptr, 0, s.H_out, s.W_out, s.stride_h, s.stride_w, 0, 0, 1, 1};
+  for (size_t t = 0; t < taps.size(); ++t) {
+    const int64_t row = taps[t] / s.kW * s.dilation_h - s.padding_h;
+    const int64_t col = taps[t] % s.kW * s.dilation_w - s.padding_w;
+    storage.push_back(grid_tap(row, col, static_cast<int64_t>(t), grid, s.H, s.W));
+  }
+  grid.taps = storage.data();
+  grid.tap_count = static_cast<int64_t>(storage.size());
+  return grid;
+}
+
+// The grid of input pixels (first_h + stride_h * i, first_w + stride_w * j). Pixel h meets tap kh
+// in output row (h + padding - kh * dilation) / stride, where that is an integer.
+cpu::Grid input_grid(const Conv2dShape& s, int64_t first_h, int64_t first_w,
+                     const std::vector<int64_t>& taps, std::vector<cpu::GridTap>& storage) {
+  cpu::Grid grid{nullptr,
+                 0,
+                 ceil_div(s.H - first_h, s.stride_h),
+                 ceil_div(s.W - first_w, s.stride_w),
+                 1,
+                 1,
+                 first_h,
+                 first_w,
+                 s.stride_h,
+                 s.stride_w};
+  for (size_t t = 0; t < taps.size(); ++t) {
+    const int64_t row = first_h + s.padding_h - taps[t] / s.kW * s.dilation_h;
+    const int64_t col = first_w + s.padding_w - taps[t] % s.kW * s.dilation_w;
+    if (row % s.stride_h != 0 || col % s.stride_w != 0) continue;
+    storage.push_back(grid_tap(row / s.stride_h, col / s.stride_w, static_cast<int64_t>(t), grid,
+                               s.H_out, s.W_out));
+  }
+  grid.taps = storage.data();
+  grid.tap_count = static_cast<int64_t>(storage.size());
+  return grid;
+}
+
+void sort_by_column(std::vector<cpu::GridTap>& taps) {
+  std::stable_sort(taps.begin(), taps.end(),
+                   [](const cpu::GridTap& a, const cpu::GridTap& b) { return a.col < b.col; });
+}
+
+template <cpu::SimdLevel level, typename scalar_t>
+Tensor packed_weights(const Tensor& weight, const Tensor& mask, const std::vector<int64_t>& taps,
+                      const Conv2dShape& s, bool transposed) {
+  const int64_t C_out = s.C_out / s.groups;
+  const int64_t C_in = s.C_in / s.groups;
+  const int64_t K = transposed ? C_out : C_in;
+  const int64_t M = transposed ? C_in : C_out;
+  constexpr int64_t tile = cpu::kChannelTile<level, scalar_t>;
+  const int64_t pairs = s.groups * cpu::tiles(M, tile) * K;
+  const auto tap_count = static_cast<int64_t>(taps.size());
+  Tensor packed = at::empty({pairs * tap_count * tile}, weight.options());
+  const cpu::PackWeights<scalar_t> params{weight.const_data_ptr<scalar_t>(),
+                                          weight_mask<scalar_t>(mask),
+                                          taps.data(),
+                                          packed.mutable_data_ptr<scalar_t>(),
+                                          tap_count,
+                                          s.groups,
+                                          C_out,
+                                          C_in,
+                                          s.kH,
+                                          s.kW,
+                                          transposed};
+  at::parallel_for(0, pairs, grain(kPackGrain, tap_count * tile), [&](int64_t begin, int64_t end) {
+    cpu::pack_weights<level>(params, begin, end);
+  });
+  return packed;
+}
+
+template <cpu::SimdLevel level, typename scalar_t>
+void correlate(const cpu::Correlation<scalar_t>& params, const cpu::Grid& grid) {
+  const int64_t work = grid.cols * params.groups * params.M * (params.K * grid.tap_count + 1);
+  at::parallel_for(0, params.N * grid.rows, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+    cpu::correlate<level>(params, grid, begin, end);
+  });
+}
+
+// Calls function(level, scalar_t{}) with the SIMD level of this call, which must not change under
+// it.
+template <typename Function>
+void dispatch(at::ScalarType type, Function&& function) {
+  AT_DISPATCH_FLOATING_TYPES(
+      type, kOp, [&] { cpu::at_simd_level([&](auto level) { function(level, scalar_t{}); }); });
+}
+
+Tensor masked_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                         const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                         int64_t groups) {
+  check_conv2d_pair("x", x, "weight", weight);
+  const Conv2dShape s =
+      conv2d_shape(x.sizes(), weight.sizes(), {stride, padding, dilation, groups});
+  if (bias.has_value()) check_conv2d_bias(*bias, weight);
+  if (at::isReducedFloatingType(x.scalar_type())) {
+    const auto wide_bias = bias.has_value() ? std::optional(bias->to(at::kFloat)) : std::nullopt;
+    return masked_conv2d_cpu(x.to(at::kFloat), weight.to(at::kFloat), mask, wide_bias, taps, stride,
+                             padding, dilation, groups)
+        .to(x.scalar_type());
+  }
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  Tensor out = at::empty(output_sizes(s), x.options(), at::MemoryFormat::Contiguous);
+  if (out.numel() == 0) return out;
+  const Tensor x_dense = x.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
+  std::vector<cpu::GridTap> grid_taps;
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
+  sort_by_column(grid_taps);
+  dispatch(x.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    const Tensor packed =
+        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
+    correlate<level()>(
+        cpu::Correlation<scalar_t>{
+            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
+            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr,
+            out.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_in / s.groups, s.C_out / s.groups,
+            static_cast<int64_t>(live.size()), s.H, s.W, s.H_out, s.W_out},
+        grid);
+  });
+  return out;
+}
+
+Tensor masked_conv2d_grad_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask,
+                                    at::OptionalIntArrayRef taps, at::IntArrayRef input_size,
+                                    at::IntArrayRef stride, at::IntArrayRef padding,
+                                    at::IntArrayRef dilation, int64_t groups) {
+  check_conv2d_pair("grad", grad, "weight", weight);
+  const Conv2dShape s =
+      grad_input_shape(grad, weight.sizes(), input_size, {stride, padding, dilation, groups});
+  if (at::isReducedFloatingType(grad.scalar_type())) {
+    return masked_conv2d_grad_input_cpu(grad.to(at::kFloat), weight.to(at::kFloat), mask, taps,
+                                        input_size, stride, padding, dilation, groups)
+        .to(grad.scalar_type());
+  }
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), grad.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  Tensor grad_x = at::empty(input_sizes(s), grad.options(), at::MemoryFormat::Contiguous);
+  if (grad_x.numel() == 0) return grad_x;
+  const Tensor grad_dense = grad.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    const Tensor packed = packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, true);
+    const cpu::Correlation<scalar_t> params{grad_dense.const_data_ptr<scalar_t>(),
+                                            packed.const_data_ptr<scalar_t>(),
+                                            nullptr,
+                                            grad_x.mutable_data_ptr<scalar_t>(),
+                                            s.N,
+                                            s.groups,
+                                            s.C_out / s.groups,
+                                            s.C_in / s.groups,
+                                            static_cast<int64_t>(live.size()),
+                                            s.H_out,
+                                            s.W_out,
+                                            s.H,
+                                            s.W};
+    for (int64_t first_h = 0; first_h < std::min(s.stride_h, s.H); ++first_h) {
+      for (int64_t first_w = 0; first_w < std::min(s.stride_w, s.W); ++first_w) {
+        std::vector<cpu::GridTap> grid_taps;
+        const cpu::Grid grid = input_grid(s, first_h, first_w, live, grid_taps);
+        sort_by_column(grid_taps);
+        correlate<level()>(params, grid);
+      }
+    }
+  });
+  return grad_x;
+}
+
+Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask,
+                                     at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups) {
+  check_conv2d_pair("grad", grad, "x", x);
+  const Conv2dShape s =
+      grad_weight_shape(grad, x.sizes(), kernel_size, {stride, padding, dilation, groups});
+  if (at::isReducedFloatingType(grad.scalar_type())) {
+    return masked_conv2d_grad_weight_cpu(grad.to(at::kFloat), x.to(at::kFloat), mask, taps,
+                                         kernel_size, stride, padding, dilation, groups)
+        .to(grad.scalar_type());
+  }
+  const std::vector<int64_t> sizes = weight_sizes(s);
+  const Tensor full_mask = expand_mask(mask, sizes, grad.scalar_type(), grad.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  Tensor grad_weight = at::empty(sizes, grad.options());
+  if (grad.numel() == 0 || x.numel() == 0 || live.empty()) return grad_weight.zero_();
+  const Tensor grad_dense = grad.contiguous();
+  const Tensor x_dense = x.contiguous();
+  std::vector<cpu::GridTap> grid_taps;
+  output_grid(s, live, grid_taps);
+  const auto tap_count = static_cast<int64_t>(live.size());
+  const int64_t C_in = s.C_in / s.groups;
+  const int64_t C_out = s.C_out / s.groups;
+  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
+    const int64_t halo = (s.kH - 1) * s.dilation_h;
+    int64_t unit_rows = (kPanelElements / std::max<int64_t>(1, C_in * s.W) - halo) / s.stride_h;
+    if (C_in <= kFewChannels) {
+      unit_rows = std::min<int64_t>(unit_rows,
+                                    kGradPanelBytes / (s.W_out * tile * int64_t{sizeof(scalar_t)}));
+    }
+    unit_rows = std::clamp<int64_t>(unit_rows, 1, s.H_out);
+    const int64_t units_per_image = ceil_div(s.H_out, unit_rows);
+    const int64_t blocks = s.groups * cpu::tiles(C_out, tile);
+    const int64_t chunks =
+        std::clamp<int64_t>(s.N * s.H_out * s.W_out / kChunkPixels, 1,
+                            std::min(s.N * units_per_image, ceil_div(kMostTasks, blocks)));
+    const Tensor partial = at::empty({chunks * blocks * tap_count * C_in * tile}, grad.options());
+    const cpu::GradWeight<scalar_t> params{x_dense.const_data_ptr<scalar_t>(),
+                                           grad_dense.const_data_ptr<scalar_t>(),
+                                           weight_mask<scalar_t>(full_mask),
+                                           live.data(),
+                                           grid_taps.data(),
+                                           partial.mutable_data_ptr<scalar_t>(),
+                                           grad_weight.mutable_data_ptr<scalar_t>(),
+                                           tap_count,
+                                           s.N,
+                                           s.groups,
+                                           C_out,
+                                           C_in,
+                                           s.H,
+                                           s.W,
+                                           s.H_out,
+                                           s.W_out,
+                                           s.kH,
+                                           s.kW,
+                                           s.stride_h,
+                                           s.stride_w,
+                                           unit_rows,
+                                           units_per_image,
+                                           chunks};
+    const int64_t per_thread = cpu::grad_weight_scratch<level()>(params);
+    const Tensor scratch = at::empty({at::get_num_threads(), per_thread}, grad.options());
+    const int64_t work = s.N * s.H_out * s.W_out / chunks * tap_count * C_in * tile;
+    at::parallel_for(0, chunks * blocks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+      scalar_t* mine = scratch.mutable_data_ptr<scalar_t>() + at::get_thread_num() * per_thread;
+      cpu::grad_weight_partial<level()>(params, mine, begin, end);
+    });
+    at::parallel_for(
+        0, blocks * C_in, grain(kPackGrain, chunks * tap_count * tile),
+        [&](int64_t begin, int64_t end) { cpu::grad_weight_reduce<level()>(params, begin, end); });
+  });
+  return grad_weight;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(genfast, CPU, m) {
+  m.impl("masked_conv2d", masked_conv2d_cpu);
+  m.impl("_masked_conv2d_grad_input", masked_conv2d_grad_input_cpu);
+  m.impl("_masked_conv2d_grad_weight", masked_conv2d_grad_weight_cpu);
+}
+
+}  // namespace genfast
