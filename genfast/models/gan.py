@@ -123,9 +123,9 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images [N, C, H, W] in [-1, 1] to logits [N]."""
+        """Map images [N, C, H, W] in [-1, 1] to logits [N], at least in float32."""
         logits: Tensor = self.layers(x)
-        return logits.squeeze(1)
+        return logits.squeeze(1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class GAN(GenerativeModel):

@@ -129,9 +129,9 @@ class PixelCNN(GenerativeModel):
     def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
         """Return the mean negative log-likelihood: "loss" in nats per image, "bits_per_dim"."""
         self._check_part(part, ("model",))
-        bits_per_dim = self.bits_per_dim(x).mean()
-        loss = bits_per_dim * (math.prod(self.config.image_shape) * math.log(2))
-        return {"loss": loss, "bits_per_dim": bits_per_dim.detach()}
+        nll = -self.log_prob(x).mean()
+        bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
+        return {"loss": nll, "bits_per_dim": bits_per_dim}
 
     def sample(
         self,

@@ -228,9 +228,9 @@ class MaskedConv2d(nn.Conv2d):
         self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         state: dict[str, Any] = state_dict  # type: ignore[assignment]
-        key, weight_key = prefix + "mask", prefix + "weight"
+        key = prefix + "mask"
         mask = state.get(key)
-        if mask is None and weight_key in state:
+        if mask is None:
             state[key] = self.mask
         elif isinstance(mask, Tensor) and mask.shape == (1, 1, *self.weight.shape[2:]):
             state[key] = mask.to(self.mask).expand_as(self.mask).clone()

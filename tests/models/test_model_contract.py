@@ -69,7 +69,12 @@ def test_sampling_restores_modes_and_changes_no_state(name):
     next(model.children()).eval()
     modes = [module.training for module in model.modules()]
     state = {key: value.clone() for key, value in model.state_dict().items()}
+    inside = []
+    for module in model.modules():
+        module.register_forward_hook(lambda module, args, output: inside.append(module.training))
     drawn = model.sample(4)
+    assert inside
+    assert not any(inside)
     assert not drawn.requires_grad
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())

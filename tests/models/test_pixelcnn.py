@@ -61,6 +61,17 @@ def test_log_prob_adds_the_chosen_log_probabilities():
     torch.testing.assert_close(loss["bits_per_dim"], expected.mean())
 
 
+def test_blocks_are_residual_and_hold_two_h_channels():
+    model = PixelCNN(PixelCNNConfig(channels=6, blocks=2, head_channels=6))
+    block = model.blocks[0]
+    x = torch.randn(1, 12, 3, 3)
+    assert [layer.out_channels for layer in block.layers[1::2]] == [6, 6, 12]
+    assert not torch.equal(block(x), x)
+    torch.nn.init.zeros_(block.layers[-1].weight)
+    torch.nn.init.zeros_(block.layers[-1].bias)
+    torch.testing.assert_close(block(x), x)
+
+
 def test_one_step_lowers_the_loss():
     model = PixelCNN(PixelCNNConfig(image_shape=(3, 6, 5), levels=4, channels=6, head_channels=6))
     x = torch.randint(0, 4, (8, 3, 6, 5), dtype=torch.uint8)

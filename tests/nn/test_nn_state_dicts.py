@@ -163,6 +163,19 @@ def test_a_mask_of_another_shape_is_refused():
         layer.load_state_dict(state)
 
 
+def test_weights_that_are_parametrized_load_without_a_mask_too():
+    def normalized(mask_type):
+        layer = MaskedConv2d(mask_type, 2, 4, 3, padding=1)
+        return torch.nn.utils.parametrizations.weight_norm(layer)
+
+    ours, theirs = normalized("A"), normalized("A")
+    state = theirs.state_dict()
+    del state["mask"]
+    ours.load_state_dict(state)
+    x = torch.randn(1, 2, 6, 6)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 def test_a_missing_weight_is_still_missing():
     with pytest.raises(RuntimeError, match='"weight"'):
         MaskedConv2d("B", 2, 4, 3).load_state_dict({})

@@ -57,7 +57,7 @@ def test_known_pixels_stay_and_unknown_ones_do_not(dtype):
     model = tiny_pixelcnn(shape, levels)
     generator = seeded(4)
     known = torch.randint(0, levels, (50, *shape), generator=generator).to(dtype)
-    mask = torch.rand(3, 4, generator=generator) < 0.5
+    mask = torch.rand(50, 1, 3, 4, generator=generator) < 0.5
     drawn = sample_naive(model, 50, generator, known=known, known_mask=mask)
     everywhere = mask.expand_as(known)
     assert torch.equal(drawn[everywhere], known[everywhere].to(torch.uint8))
@@ -97,7 +97,10 @@ def test_modes_and_gradients_are_as_before():
     model.blocks.eval()
     model.add_module("dropout", nn.Dropout())
     modes = [module.training for module in model.modules()]
+    inside = []
+    model.head.register_forward_hook(lambda module, args, output: inside.append(module.training))
     drawn = sample_naive(model, 2, seeded(9))
+    assert inside == [False] * 4
     assert [module.training for module in model.modules()] == modes
     assert torch.is_grad_enabled()
     assert not drawn.requires_grad
