@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.errors import InputError
-from genfast.ops import masked_conv2d
+from genfast.ops import live_taps, masked_conv2d
 
 Pair = tuple[int, int]
 
@@ -189,6 +189,7 @@ class MaskedConv2d(nn.Conv2d):
             groups=self.groups,
         )
         self.register_buffer("mask", mask.to(self.weight))
+        self._find_taps()
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve [N, C_in, H, W] or [C_in, H, W] with the open weights."""
@@ -207,7 +208,21 @@ class MaskedConv2d(nn.Conv2d):
             padding=padding,
             dilation=cast(Pair, self.dilation),
             groups=self.groups,
+            taps=self._live_taps(),
         )
+
+    def _find_taps(self) -> None:
+        """Note the live taps of the mask as it is now; reading a mask on a GPU waits for it."""
+        self._taps = None if self.mask.is_meta else live_taps(self.mask)
+        self._taps_of = (self.mask, 0 if self.mask.is_inference() else self.mask._version)
+
+    def _live_taps(self) -> tuple[int, ...] | None:
+        """Return the live taps, found again if somebody moved or wrote the mask; None: unknown."""
+        if not torch.compiler.is_compiling() and type(self.mask) is Tensor:
+            version = 0 if self.mask.is_inference() else self.mask._version
+            if self._taps_of[0] is not self.mask or self._taps_of[1] != version:
+                self._find_taps()
+        return self._taps
 
     @property
     def _explicit_padding(self) -> Pair:
@@ -241,6 +256,7 @@ class MaskedConv2d(nn.Conv2d):
             if not same:
                 warnings.warn(message, stacklevel=2)
         super()._load_from_state_dict(state, prefix, *args, **kwargs)
+        self._find_taps()
 
 
 def _require(condition: bool, rule: str, **values: Any) -> None:

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from genfast.errors import InputError
@@ -165,3 +166,30 @@ def test_can_be_exported_because_it_writes_nothing():
     x = torch.randn(1, 2, 5, 5)
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), layer(x))
+
+
+def reference(layer: MaskedConv2d, mask: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, layer.weight * mask, layer.bias, padding=layer.padding)
+
+
+def test_a_mask_written_or_replaced_later_counts():
+    layer, x = MaskedConv2d("A", 2, 3, 3, padding=1), torch.randn(2, 2, 5, 6)
+    torch.testing.assert_close(layer(x), reference(layer, layer.mask, x))
+    layer.mask[..., 2, 2] = 1  # a tap that mask A closes, opened in place
+    torch.testing.assert_close(layer(x), reference(layer, layer.mask, x))
+    full = torch.ones_like(layer.mask)
+    swapped = torch.func.functional_call(layer, {"mask": full}, (x,))
+    torch.testing.assert_close(swapped, reference(layer, full, x))
+    layer.mask = full
+    torch.testing.assert_close(
+        layer.double()(x.double()), reference(layer, full.double(), x.double())
+    )
+
+
+def test_a_mask_from_a_state_dict_counts_when_compiled():
+    layer, x = MaskedConv2d("A", 1, 2, 3, padding=1), torch.randn(1, 1, 4, 4)
+    state = layer.state_dict() | {"mask": torch.ones_like(layer.mask)}
+    with pytest.warns(UserWarning, match="is not the mask of"):
+        layer.load_state_dict(state)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), reference(layer, torch.ones_like(layer.mask), x))
