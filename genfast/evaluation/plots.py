@@ -41,7 +41,8 @@ def loss_png(curves: Mapping[str, Series], theme: Theme, colour: int, y_label: s
     styles = [(own, "-"), (theme.text, "--"), (theme.text, ":"), (theme.text, "-.")]
     for index, (name, (steps, values)) in enumerate(curves.items()):
         line_colour, style = styles[min(index, 3)]
-        axes.plot(steps, values, style, lw=1.3, color=line_colour, label=name)
+        dot = "o" if len(values) == 1 else None
+        axes.plot(steps, values, style, lw=1.3, ms=3, marker=dot, color=line_colour, label=name)
     axes.set_ylim(*_limits([values for _, values in curves.values()]))
     axes.set_xlim(left=0)
     axes.set_xlabel("training step", color=theme.text, fontsize=8)

@@ -75,6 +75,8 @@ class TestLatents:
 
         canvas = of(draw.reconstructions(Inverse(), "Inverse", self.images, LEVELS))
         top, bottom = canvas[:64], canvas[64 + GAP :]
+        first = self.images[0, 0].double().numpy() * 255 / (LEVELS - 1)
+        assert np.abs(top[::8, :64:8, 0] - first).max() <= 1
         shown = top[..., 1] == 255
         assert np.abs(top[shown][:, 0].astype(int) + bottom[shown][:, 0] - 255).max() <= 1
 
@@ -123,6 +125,10 @@ class TestCurves:
             pure = canvas[..., :3][canvas[..., 3] == 255]
             own = (pure[:, channel] > 200) & (pure.sum(1) - pure[:, channel] < 60)
             assert own.sum() > 100
+
+    def test_a_single_value_can_be_seen(self):
+        one = pixels(loss_png({"a": ([1], [2.0])}, THEME, 0, "nats")).astype(int)
+        assert ((one[..., 0] > 200) & (one[..., 1] < 60) & (one[..., 3] == 255)).sum() > 10
 
     def test_background_is_transparent(self):
         canvas = pixels(loss_png({"a": ([1, 2], [1.0, 2.0])}, THEME, 0, "nats"))
