@@ -65,18 +65,27 @@ def _load() -> BuildError | None:
             f"genfast: the extension built for torch {built_for} does not load beside torch "
             f"{torch.__version__}: {error}. Rebuild it: {_REBUILD}"
         )
+    missing = [op for op in OPS if not hasattr(torch.ops.genfast, _operator(op))]
+    if missing:
+        return BuildMismatchError(
+            f"genfast: the extension is older than the package, it lacks {', '.join(missing)}. "
+            f"Rebuild it: {_REBUILD}"
+        )
     return None
 
 
+def _operator(op: str) -> str:
+    return _OPERATORS.get(op, op)
+
+
 def _has_kernel(op: str, key: str) -> bool:
-    name = f"genfast::{_OPERATORS.get(op, op)}"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"genfast::{_operator(op)}", key)
 
 
 def _implementations(error: BuildError | None) -> dict[tuple[str, str], Implementation]:
     """Finds out, for each op and device, which code runs."""
     if error is not None:
-        built = "not built" if isinstance(error, NotBuiltError) else "built for another torch"
+        built = "not built" if isinstance(error, NotBuiltError) else "built for something else"
         reference = Implementation("reference", f"the extension is {built}")
         return {(op, device): reference for op in OPS for device in ("cpu", "cuda")}
     table = {(op, "cpu"): Implementation("cpu", "compiled C++") for op in OPS}

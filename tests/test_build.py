@@ -89,8 +89,11 @@ def test_no_torch_in_the_environment(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def import_copy(folder: Path, *, built_for: str | None) -> str:
-    """Imports a copy of the package whose build record says `built_for`; returns its warnings."""
+def import_copy(folder: Path, *, built_for: str | None, new_op: bool = False) -> str:
+    """Imports a copy of the package whose build record says `built_for`; returns its warnings.
+
+    With `new_op` the copy names an op that its extension does not have.
+    """
     copy = folder / "genfast"
     shutil.copytree(ROOT / "genfast", copy, ignore=shutil.ignore_patterns("__pycache__"))
     if built_for is None:
@@ -98,6 +101,9 @@ def import_copy(folder: Path, *, built_for: str | None) -> str:
             module.unlink()
     else:
         (copy / "_build_info.json").write_text(json.dumps({"torch": built_for}))
+    if new_op:
+        source = copy / "_extension.py"
+        source.write_text(source.read_text().replace("OPS = (", 'OPS = ("brand_new", ', 1))
     code = (
         "import torch, genfast; print(genfast.__file__);"
         "z, kl = genfast.ops.reparameterize(torch.zeros(2, 3), torch.zeros(2, 3), seed=1);"
@@ -125,3 +131,9 @@ def test_built_for_another_torch_names_both(tmp_path: Path) -> None:
     assert "built for torch 2.9.1+cu130" in printed
     assert f"this is torch {torch.__version__}" in printed
     assert "pip install --no-build-isolation -e ." in printed
+
+
+def test_older_than_the_package_names_what_is_missing(tmp_path: Path) -> None:
+    printed = import_copy(tmp_path, built_for=torch.__version__, new_op=True)
+    assert printed.count("UserWarning") == 1
+    assert "the extension is older than the package, it lacks brand_new" in printed
