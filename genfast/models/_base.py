@@ -1,5 +1,6 @@
 """What the models share: the training parts, the checks on images, and the checks on settings."""
 
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -67,14 +68,15 @@ class GenerativeModel(nn.Module):
     def _check_images(self, x: Tensor) -> None:
         """Refuse what is not a batch of this model's images.
 
-        The range is looked at on the CPU only: elsewhere it would wait for the device.
+        The range is looked at on the CPU only: elsewhere it would wait for the device. Not when
+        compiling either: it would cut the graph in two.
         """
         name, shape, levels = type(self).__name__, self.config.image_shape, self.config.levels
         fits = x.dim() == 4 and tuple(x.shape[1:]) == shape
         require(name, fits, f"images [N, {', '.join(map(str, shape))}]", shape=list(x.shape))
         is_integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
         require(name, is_integer, "integer levels", dtype=x.dtype)
-        if x.device.type == "cpu" and x.numel() > 0:
+        if x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling():
             low, high = x.min().item(), x.max().item()
             rule = f"levels in 0 .. {levels - 1}"
             require(name, low >= 0 and high < levels, rule, smallest=low, largest=high)
@@ -89,6 +91,12 @@ def require(where: str, condition: bool, rule: str, **values: Any) -> None:
     if not condition:
         got = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise InputError(f"{where}: expected {rule}, got {got}")
+
+
+def require_count(where: str, n: int) -> None:
+    """Refuse what is no number of images to draw; NumPy's integers count."""
+    is_count = isinstance(n, Integral) and not isinstance(n, bool) and n >= 1
+    require(where, is_count, "an integer n >= 1", n=n)
 
 
 def check_image(config: ImageConfig) -> None:

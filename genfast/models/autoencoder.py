@@ -18,6 +18,7 @@ from genfast.models._base import (
     check_sizes,
     check_widths,
     require,
+    require_count,
 )
 from genfast.models._coders import (
     conv_decoder,
@@ -142,7 +143,7 @@ class Autoencoder(GenerativeModel):
         self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
     ) -> Tensor:
         """Decode n codes drawn from the Gaussian fitted to the training codes."""
-        require("Autoencoder", n >= 1, "n >= 1", n=n)
+        require_count("Autoencoder", n)
         noise = self._normal(n, self.config.latent_dim, generator=generator)
         with evaluating(self):
             # Not Cholesky: codes that do not fill all dimensions have a singular covariance.

@@ -20,6 +20,7 @@ from genfast.models._base import (
     check_number,
     check_sizes,
     require,
+    require_count,
 )
 from genfast.models._coders import downsample, halvings, upsample
 from genfast.nn import GANLoss, evaluating, gradient_penalty, r1_penalty
@@ -164,13 +165,13 @@ class GAN(GenerativeModel):
         """
         self._check_part(part, ("discriminator", "generator"))
         self._check_images(x)
-        z = self._normal(len(x), self.config.latent_dim)
+        real = self._scale(x)
+        z = self._normal(len(x), self.config.latent_dim).to(real.dtype)
         if part == "generator":
             with _frozen(self.discriminator):
                 return {"loss": self.gan_loss(fake=self.discriminator(self.generator(z)))}
         with torch.no_grad():
             fake = self.generator(z)
-        real = self._scale(x)
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
         loss = self.gan_loss(real=real_logits, fake=fake_logits)
         report = {
@@ -191,7 +192,7 @@ class GAN(GenerativeModel):
         self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
     ) -> Tensor:
         """Generate n images of integer levels [n, C, H, W]."""
-        require("GAN", n >= 1, "n >= 1", n=n)
+        require_count("GAN", n)
         return self._generate(self._normal(n, self.config.latent_dim, generator=generator))
 
     def interpolate(

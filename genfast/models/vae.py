@@ -21,6 +21,7 @@ from genfast.models._base import (
     check_sizes,
     check_widths,
     require,
+    require_count,
 )
 from genfast.models._coders import (
     conv_decoder,
@@ -212,7 +213,7 @@ class VAE(GenerativeModel):
         self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
     ) -> Tensor:
         """Draw n latents from the prior and return the means of p(x | z), as levels."""
-        require("VAE", n >= 1, "n >= 1", n=n)
+        require_count("VAE", n)
         z = self._normal(n, self.config.latent_dim, generator=generator)
         with evaluating(self):
             return self._levels(self.decode(z.to(next(self.parameters()).dtype)))

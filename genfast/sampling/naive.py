@@ -1,5 +1,6 @@
 """Sampling as the definition says it: one full forward pass for every pixel of every colour."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def sample_naive(
     """
     shape: tuple[int, int, int] = model.config.image_shape  # type: ignore[union-attr,assignment]
     levels: int = model.config.levels  # type: ignore[union-attr,assignment]
-    _require(n >= 1, "n >= 1", n=n)
+    is_count = isinstance(n, Integral) and not isinstance(n, bool) and n >= 1
+    _require(is_count, "an integer n >= 1", n=n)
     _require(temperature > 0, "temperature > 0", temperature=temperature)
     device = next(model.parameters()).device
     dtype = torch.uint8 if levels <= 256 else torch.int32
@@ -120,5 +122,5 @@ def _start(
 
 def _require(condition: bool, rule: str, **values: Any) -> None:
     if not condition:
-        got = ", ".join(f"{name}={value}" for name, value in values.items())
+        got = ", ".join(f"{name}={value!r}" for name, value in values.items())
         raise InputError(f"sample: expected {rule}, got {got}")

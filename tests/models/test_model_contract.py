@@ -118,14 +118,18 @@ def test_refuses_what_is_not_a_batch_of_its_images(name, x, message):
         model.loss(x, first_part(model))
 
 
-def test_refuses_unknown_parts_and_empty_samples(name):
+def test_refuses_unknown_parts(name):
     model = small(name)
     with pytest.raises(InputError, match="part in"):
         model.loss(torch.zeros(2, 1, 5, 6, dtype=torch.uint8), "critic")
     with pytest.raises(InputError, match="part in"):
         model.parameters_of("critic")
-    with pytest.raises(InputError, match="n >= 1"):
-        model.sample(0)
+
+
+@pytest.mark.parametrize("n", [0, -1, 2.0, True, "3", None])
+def test_refuses_to_draw_what_is_no_number_of_images(name, n):
+    with pytest.raises(InputError, match=f"n >= 1, got n={n!r}"):
+        small(name).sample(n)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +176,17 @@ def test_create_lists_the_valid_names():
         create("gan", depth=3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_takes_the_dtype_of_its_weights(name, dtype):
+    model = small(name, levels=5).to(dtype)
+    x = torch.randint(0, 5, (4, 1, 5, 6), dtype=torch.uint8)
+    for part in model.parts(0):
+        loss = model.loss(x, part)["loss"]
+        loss.backward()
+        assert loss.isfinite()
+    assert model.sample(2).dtype == torch.uint8
+
+
 def test_loss_under_autocast_is_close_and_kept_in_float32(name):
     model = small(name, levels=256)
     x = torch.randint(0, 256, (8, 1, 5, 6), dtype=torch.uint8)
@@ -191,3 +206,14 @@ def test_a_pixelcnn_may_have_no_residual_blocks():
         "pixelcnn", image_shape=(1, 4, 4), levels=3, channels=2, blocks=0, head_channels=4
     )
     assert model.log_prob(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).shape == (2,)
+
+
+def test_losses_compile_to_one_graph(name):
+    model = small(name, levels=5)
+    x = torch.randint(0, 5, (4, 1, 5, 6), dtype=torch.uint8)
+    part = first_part(model)
+    seen = torch.compile(lambda x: model.loss(x, part)["loss"], backend="eager", fullgraph=True)
+    torch.manual_seed(1)
+    compiled = seen(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(compiled, model.loss(x, part)["loss"])
