@@ -68,7 +68,8 @@ class TrainingConfig:
         for name, low in _INTEGERS.items():
             value = getattr(self, name)
             is_integer = isinstance(value, int) and not isinstance(value, bool)
-            _require(is_integer and low <= value < 2**63, f"an integer >= {low}", name, value)
+            rule = f"an integer >= {low}, below 2**63"
+            _require(is_integer and low <= value < 2**63, rule, name, value)
         for name in ("learning_rate", "weight_decay", "clip_grad_norm"):
             value = getattr(self, name)
             _require(_is_number(value) and value >= 0, "a finite number >= 0", name, value)
