@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
+from genfast.data.dataset import ImageDataset
 from genfast.errors import InputError
 
 
@@ -83,6 +84,13 @@ def loader_batches(loader: DataLoader[Any], seed: int, epoch: int) -> Iterator[A
             except StopIteration:
                 return
         yield batch
+
+
+def own_levels(data: Any) -> int | None:
+    """Return the grey levels of the ImageDataset inside a DataLoader or Subset, if there is one."""
+    while isinstance(data, (DataLoader, Subset)):
+        data = data.dataset
+    return data.levels if isinstance(data, ImageDataset) else None
 
 
 def image_of(item: Any, where: str) -> Tensor | np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from genfast.data._loader import image_of, loader_batches, seed_of
+from genfast.data._loader import image_of, loader_batches, own_levels, seed_of
 from genfast.data.convert import Data, as_images, to_canonical
 from genfast.data.dataset import ImageDataset
 from genfast.errors import InputError
@@ -43,7 +43,8 @@ def batches(
         start: index of the first batch to yield.
         shuffle: False goes through the data in its order.
         drop_last: leave out a last batch smaller than `batch_size`.
-        levels: grey levels of data that does not say; for a DataLoader None means 256.
+        levels: grey levels of data that does not say; for a DataLoader None means those of
+            the ImageDataset in it, else 256.
 
     Raises:
         InputError: `batch_size` below 1, `start` beyond the epoch, or unusable images.
@@ -53,7 +54,7 @@ def batches(
     if start < 0:
         raise InputError(f"batches: expected start >= 0, got {start=}")
     if isinstance(data, DataLoader):
-        return _from_loader(data, seed, epoch, start, levels or 256)
+        return _from_loader(data, seed, epoch, start, levels or own_levels(data) or 256)
     dataset = as_images(data, levels)
     count = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
     if start > count:

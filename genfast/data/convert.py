@@ -17,7 +17,7 @@ from genfast.data._levels import (
     looks_channel_last,
     to_levels,
 )
-from genfast.data._loader import image_of, loader_batches
+from genfast.data._loader import image_of, loader_batches, own_levels
 from genfast.data.dataset import ImageDataset
 from genfast.errors import InputError
 
@@ -35,8 +35,9 @@ def as_images(data: Data, levels: int | None = None) -> ImageDataset:
 
     Args:
         data: an `ImageDataset`, a tensor or array, a Dataset or a DataLoader.
-        levels: number of grey levels. None takes the dataset's own; else 256 for floats; for
-            integers 2 if all are 0 or 1, else 256, or 65,536 for larger ones.
+        levels: number of grey levels. None takes those of the ImageDataset itself, or inside
+            a Subset or DataLoader; else 256 for floats; for integers 2 if all are 0 or 1, else
+            256, or 65,536 for larger ones.
 
     Raises:
         InputError: on a wrong shape or dtype, a value out of range, or levels unlike the dataset's.
@@ -48,6 +49,7 @@ def as_images(data: Data, levels: int | None = None) -> ImageDataset:
         return data
     if isinstance(data, (Tensor, np.ndarray)):
         return ImageDataset(*_canonical(to_array(data), levels, "as_images"))
+    levels = levels or own_levels(data)
     if isinstance(data, DataLoader):
         return _collect(loader_batches(data, 0, 0), levels, batched=True)
     if isinstance(data, Dataset) or hasattr(data, "__getitem__") or hasattr(data, "__iter__"):

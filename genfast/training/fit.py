@@ -100,7 +100,7 @@ def _fit(
             check_same("model", found.state.get("model"), identity["model"], found.path)
             loop.restore(found)
         if run is not None:
-            spec = data if isinstance(data, str) else None
+            spec = str(data) if isinstance(data, str | Path) else None
             write_run(run, {**identity, "data": {**described, "spec": spec}})
         loop.train(identity["model"]["name"])
     return model

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genfast.data import ImageDataset, as_images, batches, open_data
+from genfast.data._loader import own_levels
 from genfast.errors import InputError
 
 
@@ -33,14 +35,14 @@ class Batches:
     def __init__(
         self, data: Any, batch_size: int, seed: int, levels: int | None, split: str = "train"
     ) -> None:
-        if isinstance(data, str):
+        if isinstance(data, str | Path):
             data = open_data(data, split)
         if not isinstance(data, ImageDataset | DataLoader):
             data = as_images(data, levels)
         self._data: ImageDataset | DataLoader[Any] = data
         self._seed = seed
         if isinstance(data, DataLoader):
-            self.levels, self._batch_size = levels or 256, 1
+            self.levels, self._batch_size = levels or own_levels(data) or 256, 1
             first = next(self.epoch(0), None)
         else:
             # An incomplete last batch is left out, so a batch must not be larger than the data.

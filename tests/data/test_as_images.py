@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from genfast.data import ImageDataset, as_images
 from genfast.errors import InputError
@@ -154,6 +154,12 @@ def test_a_dataloader_is_read_to_its_end(grey):
     assert torch.equal(data.images, images.reshape(7, -1, 4, 4))
     assert data.labels.tolist() == list(range(7))
     assert as_images(DataLoader(list(images), batch_size=3)).labels is None
+
+
+@pytest.mark.parametrize("wrap", [DataLoader, lambda data: Subset(data, range(3))])
+def test_what_wraps_our_dataset_keeps_its_levels(wrap):
+    data = ImageDataset(torch.full((4, 1, 2, 2), 3), levels=5)
+    assert as_images(wrap(data)).levels == 5
 
 
 def test_an_empty_array_is_an_empty_dataset():

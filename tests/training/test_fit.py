@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from genfast.errors import CheckpointError, DataError, InputError, NumericsError
 from genfast.models import PixelCNN
@@ -205,6 +205,21 @@ def test_data_by_name() -> None:
     options = {"channels": 2, "blocks": 1, "head_channels": 2, "kernel_size": 3}
     model = fit("pixelcnn", "digits", model_options=options, epochs=1, progress=False)
     assert model.config.levels == 17
+
+
+def test_data_by_path(tmp_path: Path) -> None:
+    path = tmp_path / "train.npz"
+    np.savez(path, images=images().images.numpy(), levels=np.array(LEVELS))
+    train(tmp_path / "run", data=path, valid=path)
+    assert read_run(tmp_path / "run")["data"]["spec"] == str(path)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_loader_of_our_dataset_keeps_its_levels(part: bool) -> None:
+    data = images()
+    loader = DataLoader(Subset(data, range(16)) if part else data, batch_size=8)
+    model = train(None, "pixelcnn", loader, model_options=TINY_PIXELCNN, epochs=1)
+    assert model.config.levels == LEVELS
 
 
 def test_progress_bar_shows_loss_and_speed(capsys: pytest.CaptureFixture[str]) -> None:
