@@ -68,7 +68,7 @@ class TrainingConfig:
         for name, low in _INTEGERS.items():
             value = getattr(self, name)
             is_integer = isinstance(value, int) and not isinstance(value, bool)
-            rule = f"an integer >= {low}, below 2**63"
+            rule = f"an integer < 2**63 and >= {low}"
             _require(is_integer and low <= value < 2**63, rule, name, value)
         for name in ("learning_rate", "weight_decay", "clip_grad_norm"):
             value = getattr(self, name)
