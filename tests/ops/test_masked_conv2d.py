@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -491,3 +492,35 @@ def test_inputs_stay_unchanged(device) -> None:
     masked_conv2d(*inputs).sum().backward()
     for tensor, copy in zip(inputs, before, strict=True):
         assert torch.equal(tensor, copy)
+
+
+def test_function_transforms() -> None:
+    x, weight, mask, bias = (t.detach() for t in Case().inputs())
+
+    def loss(images):
+        return masked_conv2d(images, weight, mask, bias).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)
+    _, slope = torch.func.jvp(loss, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(slope, expected.sum(), rtol=1e-4, atol=1e-4)
+    batch = torch.stack((x, x + 1))
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([*map(loss, batch)]))
+
+
+def test_meta_tensors_have_a_shape() -> None:
+    x, weight, mask, bias = (t.detach().to("meta") for t in Case().inputs())
+    expected = masked_conv2d(*Case().inputs()).shape
+    assert masked_conv2d(x, weight, mask, bias).shape == expected
+
+
+def test_options_of_other_integer_types() -> None:
+    x, weight, mask, bias = Case().inputs()
+    expected = masked_conv2d(x, weight, mask, bias, stride=2, padding=1)
+    stride, padding = np.int64(2), np.array([1, 1])
+    ours = masked_conv2d(x, weight, mask, bias, stride=stride, padding=padding)
+    assert torch.equal(ours, expected)
+    for wrong in (1.5, (1.5, 1), (1, 1, 1)):
+        with pytest.raises(InputError, match="expected an integer or a pair of integers"):
+            masked_conv2d(x, weight, mask, bias, stride=wrong)
