@@ -524,3 +524,17 @@ def test_options_of_other_integer_types() -> None:
     for wrong in (1.5, (1.5, 1), (1, 1, 1)):
         with pytest.raises(InputError, match="expected an integer or a pair of integers"):
             masked_conv2d(x, weight, mask, bias, stride=wrong)
+
+
+def test_weight_gradient_of_a_long_sum_stays_accurate(simd_level) -> None:
+    # Nothing cancels: a running sum over all 2,000 pixels would round at its full size each time.
+    x, grad = torch.rand(1, 8, 44, 46), torch.rand(1, 8, 44, 46)
+    weight, mask = torch.rand(8, 8, 5, 5), torch.ones(5, 5, dtype=torch.bool)
+
+    def gradient(convolve, dtype):
+        w = weight.to(dtype).requires_grad_()
+        return torch.autograd.grad(convolve(x.to(dtype), w), w, grad.to(dtype))[0].double()
+
+    ours = gradient(lambda a, w: masked_conv2d(a, w, mask, padding=2), torch.float32)
+    exact = gradient(lambda a, w: F.conv2d(a, w, padding=2), torch.float64)
+    assert (ours - exact).abs().max() <= 6e-7 * exact.abs().max()
