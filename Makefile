@@ -10,6 +10,9 @@ NATIVE := CMakeLists.txt setup.py $(wildcard csrc/*.cpp csrc/*.h kernels/*.h ker
 # The pinned dependencies are installed again when the pins change.
 PINS := constraints.txt pyproject.toml
 
+# Threads that wait sleep soon: tests and demo stay quick on a machine that others use too.
+export GOMP_SPINCOUNT ?= 2000
+
 .PHONY: help build demo test lint format bench clean
 
 help: ## list the targets

@@ -105,7 +105,7 @@ def check_sizes(config: Any, *names: str, minimum: int = 1) -> None:
     """Check that these settings are integers of at least the minimum."""
     for name in names:
         value = getattr(config, name)
-        good = _is_size(value) and value >= minimum
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
         require(
             type(config).__name__, good, f"{name} to be an integer >= {minimum}", **{name: value}
         )

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from genfast._progress import tqdm
 from genfast.errors import InputError
 from genfast.nn import evaluating
 from genfast.ops import philox_uniform

@@ -170,8 +170,10 @@ def _model(
 def _wanted_levels(model: str | GenerativeModel, options: Mapping[str, Any] | None) -> int | None:
     """Return the grey levels the model is for, if that is known before the data are."""
     if isinstance(model, str):
-        return (options or {}).get("levels")
-    return getattr(getattr(model, "config", None), "levels", None)
+        levels = (options or {}).get("levels")
+    else:
+        levels = getattr(getattr(model, "config", None), "levels", None)
+    return levels if isinstance(levels, int) else None  # anything else is the config's to refuse
 
 
 def _check_images(what: str, model: GenerativeModel, batches: Batches) -> None:

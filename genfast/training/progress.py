@@ -2,14 +2,8 @@
 
 import logging
 import sys
-import warnings
 
-from tqdm import TqdmWarning
-
-with warnings.catch_warnings():
-    # In a notebook without ipywidgets tqdm.auto warns, then falls back to text, which is fine.
-    warnings.simplefilter("ignore", category=TqdmWarning)
-    from tqdm.auto import tqdm
+from genfast._progress import tqdm
 
 _logger = logging.getLogger("genfast.training")
 

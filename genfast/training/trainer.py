@@ -148,7 +148,6 @@ class Trainer:
             for key, value in (found | numbers).items():
                 index, name = key.split("/")
                 entries.setdefault(int(index), {})[name] = value
-            self._check_shapes(part, entries)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
         if self._scaler.is_enabled() and state["scaler"]:
@@ -163,13 +162,6 @@ class Trainer:
             self._parameters[part] = parameters
             self._optimizers[part] = _make_optimizer(parameters, self._config)
         return self._optimizers[part]
-
-    def _check_shapes(self, part: str, entries: Mapping[int, Mapping[str, Any]]) -> None:
-        for index, entry in entries.items():
-            shape = self._parameters[part][index].shape
-            for name, value in entry.items():
-                if isinstance(value, Tensor) and value.dim() > 0 and value.shape != shape:
-                    raise ValueError(f"{part}/{index}/{name} is {list(value.shape)} for {shape}")
 
     def _check(self, part: str, values: Mapping[str, float], norm: float) -> None:
         bad = [f"{name}={value}" for name, value in values.items() if not math.isfinite(value)]

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -42,3 +43,20 @@ def test_importing_genfast_takes_little_beside_torch_and_starts_nothing():
     runs = [python(IMPORT) for _ in range(2)]
     assert min(seconds for seconds, _, _ in runs) < 0.05
     assert all(started == 0 and not cuda for _, started, cuda in runs)
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_decided(monkeypatch):
+    from genfast.cli import main
+
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that the end of the test restores what stood there
+        monkeypatch.delenv(name)
+    assert main(["--version"]) == 0
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    main(["--version"])
+    assert os.environ["GOMP_SPINCOUNT"] == "77"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    main(["--version"])
+    assert "GOMP_SPINCOUNT" not in os.environ

@@ -184,3 +184,10 @@ def test_loss_under_autocast_is_close_and_kept_in_float32(name):
     mixed.backward()
     assert mixed.dtype == torch.float32
     torch.testing.assert_close(mixed, exact, rtol=0.02, atol=0)
+
+
+def test_a_pixelcnn_may_have_no_residual_blocks():
+    model = create(
+        "pixelcnn", image_shape=(1, 4, 4), levels=3, channels=2, blocks=0, head_channels=4
+    )
+    assert model.log_prob(torch.zeros(2, 1, 4, 4, dtype=torch.uint8)).shape == (2,)

@@ -132,13 +132,33 @@ def test_validation_is_logged_each_epoch_with_the_same_noise(tmp_path: Path) -> 
                 Counting.seen += len(x)
             return super().loss(x, part)
 
-    train(tmp_path, Counting(), valid=images(23), learning_rate=1e-9, epochs=3)
+    model = Counting()
+    model.layers[2].momentum = 0.0  # its statistics, like the weights, hardly change
+    train(tmp_path, model, valid=images(23), learning_rate=1e-9, epochs=3)
     rows = [row for row in read_log(tmp_path) if "valid/loss" in row]
     assert [(row["step"], row["epoch"]) for row in rows] == [(4, 1), (8, 2), (12, 3)]
     assert Counting.seen == 3 * 23
-    assert rows[1]["valid/loss"] == pytest.approx(rows[2]["valid/loss"], rel=0.2)
+    assert rows[1]["valid/loss"] == pytest.approx(rows[2]["valid/loss"], rel=1e-5)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["losses"]["valid/loss"] == rows[-1]["valid/loss"]
+
+
+def test_samples_and_validation_use_the_averaged_weights(tmp_path: Path) -> None:
+    class Watched(Fake):
+        used: dict[str, Tensor] = {}  # noqa: RUF012
+
+        def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
+            if not self.training:
+                Watched.used["validation"] = self.layers[1].weight.detach().clone()
+            return super().loss(x, part)
+
+        def sample(self, n: int, **options: Any) -> Tensor:
+            Watched.used["samples"] = self.layers[1].weight.detach().clone()
+            return super().sample(n, **options)
+
+    model = train(tmp_path, Watched(), valid=images(5), ema_decay=0.9, learning_rate=0.1)
+    assert model.used["samples"].equal(model.layers[1].weight)
+    assert model.used["validation"].equal(model.layers[1].weight)
 
 
 def test_models_of_several_parts_log_each(tmp_path: Path) -> None:
@@ -214,6 +234,22 @@ def test_not_finite_loss_leaves_the_last_checkpoint(tmp_path: Path) -> None:
     assert fingerprint(tmp_path) == before
 
 
+def test_log_is_on_the_disk_before_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync = os.fsync
+
+    def traced(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", traced)
+    train(tmp_path, sample_every=0)
+    last = [events.index(name) for name in ("log.jsonl", "log.csv", "manifest.json")]
+    assert last == sorted(last)
+
+
 def test_failing_save_ends_training_and_keeps_the_previous(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +277,10 @@ def test_failing_save_ends_training_and_keeps_the_previous(
         ({"epochs": 0}, "epochs=0"),
         ({"model": "pixelrnn"}, "pixelcnn"),
         ({"model": "pixelcnn", "model_options": {"width": 3}}, "width"),
+        (
+            {"model": "vae", "data": images().images, "model_options": {"levels": "x"}},
+            "levels='x'",
+        ),
         ({"model_options": {"width": 3}}, "model_options only with the name"),
         ({"model": torch.nn.Linear(2, 2)}, "without loss, parts, parameters_of"),
         ({"data": images(10, levels=256)}, "data with levels=5, got levels=256"),

@@ -1,10 +1,12 @@
 """kill -9: training goes on from the last checkpoint, and saving leaves whole checkpoints."""
 
+import itertools
 import multiprocessing
 import os
 import random
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -37,45 +39,67 @@ def processes() -> ForkServerContext:
     return context
 
 
-def kill_after(
-    context: ForkServerContext, seconds: float, target: Callable[..., None], *args: Any
+def newest_step(run: Path) -> int:
+    found = list_checkpoints(run)
+    return int(found[0].name[5:]) if found else -1
+
+
+def run_and_kill(
+    context: ForkServerContext,
+    due: Callable[[], bool],
+    pause: float,
+    target: Callable[..., None],
+    *args: Any,
 ) -> int | None:
-    """Run a function in a process, kill it if it takes longer; return the exit code."""
+    """Run a function in a process; kill it some time after it is due; return the exit code."""
     process = context.Process(target=target, args=args)
     process.start()
-    process.join(seconds)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
+    while process.exitcode is None and not due():
+        time.sleep(0.001)
+    process.join(pause)
+    process.kill()
+    process.join()
     return process.exitcode
+
+
+def train_with_kills(
+    context: ForkServerContext, run: Path, name: str, kills: int, moments: random.Random
+) -> int:
+    """Kill a training at random moments until it is done or the kills are spent; return those left.
+
+    A moment is some steps after the process began, and then some time, so that it may fall into a
+    step, a save or anything between, on a machine of any speed.
+    """
+    while kills:
+        before = newest_step(run)
+        goal = before + moments.randint(0, 12)
+        pause = moments.uniform(0, 0.03)
+        due = partial(lambda goal: newest_step(run) >= goal, goal)
+        code = run_and_kill(context, due, pause, train, run, name)
+        if code == 0:
+            return kills
+        assert code == -9
+        kills -= 1
+        if list_checkpoints(run):
+            assert load_latest(run).step >= max(before, goal)
+    assert run_and_kill(context, lambda: False, 0, train, run, name) == 0
+    return 0
 
 
 def check_kills(
     context: ForkServerContext, tmp_path: Path, name: str, kills: int, moments: random.Random
 ) -> None:
-    """Kill a training again and again until all kills are spent; compare its end."""
-    started = time.perf_counter()
-    assert kill_after(context, 60, train, tmp_path / "whole", name) == 0
-    duration = time.perf_counter() - started
-    done, lost, run = 0, 0, tmp_path / "killed"
-    while done < kills:
-        before = list_checkpoints(run)
-        seconds = moments.uniform(0.02, 0.6 * duration)
-        code = kill_after(context, seconds, train, run, name)
-        assert code in (0, -9)
-        done += code == -9
-        lost += list_checkpoints(run) == before
-        if code == 0:  # finished before the kills are spent: go on killing another run
-            assert fingerprint(run) == fingerprint(tmp_path / "whole")
-            run = tmp_path / f"killed{done}"
-        elif before:
-            assert load_latest(run).step >= int(before[0].name[5:])
-    assert lost < done, "no kill came after a new checkpoint"
-    assert kill_after(context, 60, train, run, name) == 0
-    assert fingerprint(run) == fingerprint(tmp_path / "whole")
-    assert comparable(read_log(run)) == comparable(read_log(tmp_path / "whole"))
-    left = [path.name for path in run.rglob("*.tmp")]
-    assert not left
+    """Spend the kills on as many runs as it takes; all must end as one that was left alone."""
+    whole = tmp_path / "whole"
+    train_with_kills(context, whole, name, 0, moments)
+    for number in itertools.count():
+        run = tmp_path / f"killed{number}"
+        kills = train_with_kills(context, run, name, kills, moments)
+        assert fingerprint(run) == fingerprint(whole)
+        assert comparable(read_log(run)) == comparable(read_log(whole))
+        assert not list(run.rglob("*.tmp"))
+        if kills == 0:
+            break
 
 
 def test_killed_training_ends_the_same(processes: ForkServerContext, tmp_path: Path) -> None:
@@ -95,8 +119,8 @@ def test_kill_while_saving_leaves_old_or_new(
     moments = random.Random(2)
     newest = 0
     for _ in range(kills):
-        seconds = moments.uniform(0.02, 0.4)
-        assert kill_after(processes, seconds, save_forever, tmp_path) == -9
+        pause = moments.uniform(0.02, 0.4)
+        assert run_and_kill(processes, lambda: True, pause, save_forever, tmp_path) == -9
         if list_checkpoints(tmp_path):
             found = load_latest(tmp_path)  # any damage is a warning, and so an error here
             newest = max(newest, found.step)

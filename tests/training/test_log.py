@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 
 from genfast.errors import CheckpointError, InputError
 from genfast.training import read_log
-from genfast.training.log import CSV, JSONL, RunLog
+from genfast.training.log import CSV, JSONL, RunLog, _append
 
 
 def row(step: int, **losses: float) -> dict[str, Any]:
@@ -96,15 +96,22 @@ def test_not_finite_is_null_in_json(tmp_path: Path) -> None:
 
 
 def test_full_disk_names_the_file() -> None:
-    if not os.path.exists("/dev/full"):
-        pytest.skip("no /dev/full here")
-    from genfast.training.log import _append
-
     with (
         open("/dev/full", "wb", buffering=0) as file,
         pytest.raises(CheckpointError, match="cannot write /dev/full: No space left"),
     ):
         _append(file, b"line\n")
+
+
+def test_disk_that_fills_up_in_a_line_names_the_file(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with (tmp_path / JSONL).open("wb", buffering=0) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3, limits[1]))
+        try:
+            with pytest.raises(CheckpointError, match=r"log\.jsonl: no room for 5 bytes"):
+                _append(file, b"line\n")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_no_log_is_an_input_error(tmp_path: Path) -> None:

@@ -54,6 +54,19 @@ def back_to(run: Path, step: int, target: Path) -> Path:
     return target
 
 
+class Interrupted(Fake):
+    """Is stopped in its second step."""
+
+    __qualname__ = Fake.__qualname__  # the same model, as a checkpoint sees it
+    calls = 0
+
+    def loss(self, x: torch.Tensor, part: str = "model") -> dict[str, torch.Tensor]:
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return super().loss(x, part)
+
+
 @pytest.mark.parametrize("name", ["fake", "two_parts"])
 def test_from_every_step_the_end_is_the_same(tmp_path: Path, name: str) -> None:
     whole = tmp_path / "whole"
@@ -140,6 +153,9 @@ def test_summary_missing_after_a_kill_is_written(tmp_path: Path) -> None:
 def test_more_epochs_go_on_as_if_asked_for_at_once(tmp_path: Path) -> None:
     run_fit(tmp_path / "whole", make("fake"), epochs=5)
     run_fit(tmp_path / "more", make("fake"), epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(tmp_path / "more", Interrupted(), epochs=5)
+    assert not (tmp_path / "more" / "summary.json").exists()
     run_fit(tmp_path / "more", make("fake"), epochs=5)
     newest = [
         [(list_checkpoints(tmp_path / name)[0] / file).read_bytes() for file in (WEIGHTS, TRAINING)]

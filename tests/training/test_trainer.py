@@ -101,7 +101,7 @@ def test_ema_is_the_weighted_mean_of_the_weights_so_far() -> None:
     model = nn.Linear(3, 2)
     ema = EMA(model, 0.9)
     expected = weights_of(model)
-    for step in range(1, 200):
+    for step in range(1, 90):  # from 80 on the decay is 0.9
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(torch.randn_like(p))
@@ -219,6 +219,20 @@ def test_loss_scale_skips_steps_that_overflow() -> None:
     for _ in range(30):
         trainer.train_step(images().images)
     assert changed(before, model) == {"layers.1.weight"}
+
+
+def test_clipping_sees_the_gradients_without_the_loss_scale() -> None:
+    gradients = []
+    for bound in (0.0, 1e3):
+        torch.manual_seed(0)
+        model = Fake()
+        trainer = make_trainer(model, amp=True, amp_dtype="float16", clip_grad_norm=bound)
+        for _ in range(8):  # in the first ones the scale finds its range
+            trainer.train_step(images().images)
+        gradients.append(model.layers[4].weight.grad)
+    assert gradients[0] is not None
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(gradients[0], gradients[1])
 
 
 class NeverFinite(Fake):
