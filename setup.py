@@ -31,18 +31,20 @@ def available_memory() -> int:
     return memory
 
 
+def fail(message: str) -> None:
+    """Stops the build with an explanation instead of a traceback."""
+    sys.exit(f"\ngenfast: {message}\n")
+
+
 def jobs() -> int:
     """How many compilers run side by side: GENFAST_JOBS, or what cores and memory allow."""
     asked = os.environ.get("GENFAST_JOBS")
     if asked:
-        return max(1, int(asked))
+        if not asked.isdecimal() or int(asked) == 0:
+            fail(f"GENFAST_JOBS: expected a number of compilers >= 1, got {asked}")
+        return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(cores or 1, available_memory() // MEMORY_PER_JOB))
-
-
-def fail(message: str) -> None:
-    """Stops the build with an explanation instead of a traceback."""
-    sys.exit(f"\ngenfast: {message}\n")
 
 
 def torch_facts() -> dict[str, str]:
@@ -75,6 +77,7 @@ class CMakeBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         """Configures and builds; CMakeLists.txt says what."""
+        compilers = jobs()
         # The environment's own tools first: it may not have been activated.
         path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
@@ -105,7 +108,7 @@ class CMakeBuild(build_ext):
             print(f"genfast: {name} = {value}")
         configure = [cmake, "-S", str(ROOT), "-B", str(build), "-G", "Ninja"]
         configure += [f"-D{name}={value}" for name, value in definitions.items()]
-        for command in (configure, [cmake, "--build", str(build), "-j", str(jobs())]):
+        for command in (configure, [cmake, "--build", str(build), "-j", str(compilers)]):
             if subprocess.run(command, check=False).returncode != 0:
                 fail("the native build failed; the reason stands above")
         record = {

@@ -9,10 +9,9 @@
 #include <string>
 #include <tuple>
 
-#if defined(GENFAST_WITH_CUDA)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
+#include "csrc/dispatch.h"
 
+#if defined(GENFAST_WITH_CUDA)
 #include "csrc/cuda_stream.h"
 #endif
 
@@ -90,19 +89,8 @@ struct Cuda {
     Tensor buffer;
     if (bytes > 0) buffer = at::empty({bytes}, problem.fake.options().dtype(at::kByte));
     void* workspace = output<void>(buffer);
-    switch (problem.dtype()) {
-      case at::kFloat:
-        return function(float{}, workspace, launch.stream());
-      case at::kDouble:
-        return function(double{}, workspace, launch.stream());
-      case at::kHalf:
-        return function(__half{}, workspace, launch.stream());
-      case at::kBFloat16:
-        return function(__nv_bfloat16{}, workspace, launch.stream());
-      default:
-        TORCH_CHECK(false, kOp, ": expected float16, bfloat16, float32 or float64, got dtype=",
-                    problem.dtype());
-    }
+    at_storage_type(kOp, problem.dtype(),
+                    [&](auto storage) { function(storage, workspace, launch.stream()); });
   }
 
   static void forward(const Problem& problem, const Tensor& slope, const Tensor& loss) {
@@ -202,11 +190,6 @@ using DoubleBackwardOp = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const
                                                             c10::string_view, c10::string_view,
                                                             double);
 
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 const c10::TypedOperatorHandle<BackwardOp>& backward_op() {
   static const auto op = find_op<BackwardOp>("genfast::_gan_loss_backward");
   return op;
@@ -305,9 +288,12 @@ class GanLossGradientOnce : public torch::autograd::Function<GanLossGradientOnce
 
 Tensor gan_loss_autograd(const Tensor& fake, const optional<Tensor>& real, c10::string_view kind,
                          c10::string_view role, double label_smoothing) {
-  const bool wanted = at::GradMode::is_enabled() &&
-                      (fake.requires_grad() || (real.has_value() && real->requires_grad()));
-  if (wanted) return GanLoss::apply(fake, real, Choice{kind, role, label_smoothing});
+  // A tangent, too, goes to the autograd function: it refuses it, and dropping it would mean zero.
+  const auto tracked = [](const Tensor& logits) {
+    return (at::GradMode::is_enabled() && logits.requires_grad()) || logits._fw_grad(0).defined();
+  };
+  if (tracked(fake) || (real.has_value() && tracked(*real)))
+    return GanLoss::apply(fake, real, Choice{kind, role, label_smoothing});
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   static const auto op = find_op<ForwardOp>("genfast::gan_loss");
   return op.call(fake, real, kind, role, label_smoothing);

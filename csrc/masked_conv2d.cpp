@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "csrc/dispatch.h"
+
 namespace genfast {
 namespace {
 
@@ -171,9 +173,7 @@ at::Tensor masked_conv2d_autocast(const at::Tensor& x, const at::Tensor& weight,
                                   at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                   c10::SymInt groups) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("genfast::masked_conv2d", "")
-                             .typed<ForwardOp>();
+  static const auto op = find_op<ForwardOp>("genfast::masked_conv2d");
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);

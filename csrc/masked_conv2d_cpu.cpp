@@ -1,5 +1,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -287,11 +288,13 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
                                            units_per_image,
                                            chunks};
     const int64_t per_thread = cpu::grad_weight_scratch<level()>(params);
-    const Tensor scratch = at::empty({at::get_num_threads(), per_thread}, grad.options());
     const int64_t work = s.N * s.H_out * s.W_out / chunks * tap_count * C_in * tile;
     at::parallel_for(0, chunks * blocks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
-      scalar_t* mine = scratch.mutable_data_ptr<scalar_t>() + at::get_thread_num() * per_thread;
-      cpu::grad_weight_partial<level()>(params, mine, begin, end);
+      // Of this thread's own: torch's number of threads is no bound where the compiler brought
+      // another OpenMP library than torch's.
+      const c10::DataPtr scratch =
+          c10::GetCPUAllocator()->allocate(static_cast<size_t>(per_thread) * sizeof(scalar_t));
+      cpu::grad_weight_partial<level()>(params, static_cast<scalar_t*>(scratch.get()), begin, end);
     });
     at::parallel_for(
         0, blocks * C_in, grain(kPackGrain, chunks * tap_count * tile),

@@ -1,10 +1,10 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "csrc/cuda_stream.h"
+#include "csrc/dispatch.h"
 #include "csrc/masked_conv2d.h"
 
 namespace genfast {
@@ -16,23 +16,6 @@ constexpr const char* kOp = "masked_conv2d";
 // Pixels that one split of the weight gradient sums up, and elements that all splits may take.
 constexpr int64_t kSplitPixels = 2048;
 constexpr int64_t kMostPartial = int64_t{1} << 26;
-
-// Calls function(a value of the CUDA storage type, a value of the type it is summed in).
-template <typename Function>
-void dispatch(at::ScalarType type, Function&& function) {
-  switch (type) {
-    case at::kFloat:
-      return function(float{}, float{});
-    case at::kDouble:
-      return function(double{}, double{});
-    case at::kHalf:
-      return function(__half{}, float{});
-    case at::kBFloat16:
-      return function(__nv_bfloat16{}, float{});
-    default:
-      TORCH_CHECK(false, kOp, ": expected float16, bfloat16, float32 or float64, got dtype=", type);
-  }
-}
 
 template <typename storage_t>
 const storage_t* input(const Tensor& tensor) {
@@ -68,7 +51,7 @@ Tensor masked_conv2d_cuda(const Tensor& x, const Tensor& weight, const Tensor& m
   const Tensor weight_dense = weight.contiguous();
   const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
   Tensor out = at::empty(output_sizes(s), x.options(), at::MemoryFormat::Contiguous);
-  dispatch(x.scalar_type(), [&](auto storage, auto) {
+  at_storage_type(kOp, x.scalar_type(), [&](auto storage) {
     using storage_t = decltype(storage);
     cuda::masked_conv2d_forward(
         cuda::Conv2dForward<storage_t>{
@@ -93,7 +76,7 @@ Tensor masked_conv2d_grad_input_cuda(const Tensor& grad, const Tensor& weight, c
   const Tensor grad_dense = grad.contiguous();
   const Tensor weight_dense = weight.contiguous();
   Tensor grad_x = at::empty(input_sizes(s), grad.options(), at::MemoryFormat::Contiguous);
-  dispatch(grad.scalar_type(), [&](auto storage, auto) {
+  at_storage_type(kOp, grad.scalar_type(), [&](auto storage) {
     using storage_t = decltype(storage);
     cuda::masked_conv2d_grad_input(
         cuda::Conv2dGradInput<storage_t>{
@@ -125,9 +108,9 @@ Tensor masked_conv2d_grad_weight_cuda(const Tensor& grad, const Tensor& x, const
       std::clamp<int64_t>(s.N * s.H_out * s.W_out / kSplitPixels, 1, most_splits);
   const at::ScalarType sum_type = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor partial = at::empty({splits * live_weights}, grad.options().dtype(sum_type));
-  dispatch(grad.scalar_type(), [&](auto storage, auto sum) {
+  at_storage_type(kOp, grad.scalar_type(), [&](auto storage) {
     using storage_t = decltype(storage);
-    using sum_t = decltype(sum);
+    using sum_t = std::conditional_t<std::is_same_v<storage_t, double>, double, float>;
     cuda::masked_conv2d_grad_weight(
         cuda::Conv2dGradWeight<storage_t, sum_t>{
             s, input<storage_t>(grad_dense), input<storage_t>(x_dense),

@@ -25,7 +25,7 @@ PhiloxFill<scalar_t> fill_params(at::Tensor& out, const Seed& seed, int64_t offs
 
 void check_arguments(const at::Tensor& out, int64_t offset) {
   check_floating(kOp, "out", out);
-  check_offset(kOp, offset);
+  check_offset(kOp, offset, out.numel());
   TORCH_CHECK(out.is_contiguous(), kOp,
               ": expected a contiguous tensor, got out.strides=", out.strides());
 }

@@ -10,12 +10,10 @@
 #include <tuple>
 
 #include "csrc/checks.h"
+#include "csrc/dispatch.h"
 #include "csrc/seed.h"
 
 #if defined(GENFAST_WITH_CUDA)
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "csrc/cuda_stream.h"
 #endif
 
@@ -31,8 +29,20 @@ constexpr int64_t kGrain = 4096;  // elements of work that make another thread w
 void check_arguments(const Tensor& mu, const Tensor& logvar, int64_t offset) {
   check_floating(kOp, "mu", mu);
   check_same(kOp, "logvar", logvar, "mu", mu);
-  check_offset(kOp, offset);
+  check_offset(kOp, offset, mu.numel());
   TORCH_CHECK(mu.dim() >= 1, kOp, ": expected mu of shape [N, ...], got a scalar");
+}
+
+void check_gradients(const optional<Tensor>& grad_z, const optional<Tensor>& grad_kl,
+                     const Tensor& mu) {
+  if (grad_z.has_value()) check_same(kOp, "grad_z", *grad_z, "mu", mu);
+  if (!grad_kl.has_value()) return;
+  TORCH_CHECK(grad_kl->sizes() == mu.sizes().slice(0, 1) &&
+                  grad_kl->scalar_type() == mu.scalar_type() && grad_kl->device() == mu.device(),
+              kOp, ": expected grad_kl of shape [N] and of the dtype and device of mu (",
+              mu.size(0), ", ", mu.scalar_type(), ", ", mu.device(),
+              "), got grad_kl.shape=", grad_kl->sizes(), ", grad_kl.dtype=", grad_kl->scalar_type(),
+              ", grad_kl.device=", grad_kl->device());
 }
 
 int64_t row_length(const Tensor& tensor) {
@@ -116,16 +126,16 @@ std::tuple<Tensor, Tensor> reparameterize_cpu(const Tensor& mu, const Tensor& lo
   return {z, kl};
 }
 
-// An undefined gradient means zero.
+// A missing gradient means zero.
 std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& grad_z,
                                                        const optional<Tensor>& grad_kl,
                                                        const Tensor& mu, const Tensor& logvar,
                                                        const Tensor& seed, int64_t offset) {
   check_arguments(mu, logvar, offset);
+  check_gradients(grad_z, grad_kl, mu);
   if (at::isReducedFloatingType(mu.scalar_type())) {
     const auto widen = [](const optional<Tensor>& grad) -> optional<Tensor> {
-      if (!grad.has_value() || !grad->defined()) return std::nullopt;
-      return grad->to(at::kFloat);
+      return grad.has_value() ? optional<Tensor>(grad->to(at::kFloat)) : std::nullopt;
     };
     auto [grad_mu, grad_logvar] = reparameterize_backward_cpu(
         widen(grad_z), widen(grad_kl), mu.to(at::kFloat), logvar.to(at::kFloat), seed, offset);
@@ -150,23 +160,6 @@ std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& g
 }
 
 #if defined(GENFAST_WITH_CUDA)
-// Calls function(a value of the CUDA storage type of `type`).
-template <typename Function>
-void dispatch_storage(at::ScalarType type, Function&& function) {
-  switch (type) {
-    case at::kFloat:
-      return function(float{});
-    case at::kDouble:
-      return function(double{});
-    case at::kHalf:
-      return function(__half{});
-    case at::kBFloat16:
-      return function(__nv_bfloat16{});
-    default:
-      TORCH_CHECK(false, kOp, ": expected float16, bfloat16, float32 or float64, got dtype=", type);
-  }
-}
-
 std::tuple<Tensor, Tensor> reparameterize_cuda(const Tensor& mu, const Tensor& logvar,
                                                const Tensor& seed, int64_t offset) {
   check_arguments(mu, logvar, offset);
@@ -176,7 +169,7 @@ std::tuple<Tensor, Tensor> reparameterize_cuda(const Tensor& mu, const Tensor& l
   const Tensor logvar_rows = with_contiguous_rows(logvar);
   Tensor z = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
   Tensor kl = at::empty({mu.size(0)}, mu.options());
-  dispatch_storage(mu.scalar_type(), [&](auto storage) {
+  at_storage_type(kOp, mu.scalar_type(), [&](auto storage) {
     cuda::reparameterize_forward(
         forward_params<decltype(storage)>(mu_rows, logvar_rows, z, kl, seed_value, offset),
         seed_value.device_value, launch.stream());
@@ -189,6 +182,7 @@ std::tuple<Tensor, Tensor> reparameterize_backward_cuda(const optional<Tensor>& 
                                                         const Tensor& mu, const Tensor& logvar,
                                                         const Tensor& seed, int64_t offset) {
   check_arguments(mu, logvar, offset);
+  check_gradients(grad_z, grad_kl, mu);
   const Seed seed_value = read_seed(kOp, seed, mu.device());
   const CudaLaunch launch(mu.device());
   const Tensor mu_rows = with_contiguous_rows(mu);
@@ -197,7 +191,7 @@ std::tuple<Tensor, Tensor> reparameterize_backward_cuda(const optional<Tensor>& 
   const Tensor grad_kl_dense = grad_kl.has_value() ? grad_kl->contiguous() : Tensor();
   Tensor grad_mu = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
   Tensor grad_logvar = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
-  dispatch_storage(mu.scalar_type(), [&](auto storage) {
+  at_storage_type(kOp, mu.scalar_type(), [&](auto storage) {
     cuda::reparameterize_backward(
         backward_params<decltype(storage)>(grad_z_dense, grad_kl_dense, mu_rows, logvar_rows,
                                            grad_mu, grad_logvar, seed_value, offset),
@@ -212,11 +206,6 @@ using ForwardOp = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const
 using BackwardOp = std::tuple<Tensor, Tensor>(const optional<Tensor>&, const optional<Tensor>&,
                                               const Tensor&, const Tensor&, const Tensor&,
                                               c10::SymInt);
-
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // In C++ because it runs once per training step on small tensors, where a Python autograd function
 // would cost more than the arithmetic.

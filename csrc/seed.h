@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
+
 namespace genfast {
 
 struct Seed {
@@ -22,8 +24,10 @@ inline Seed read_seed(const char* op, const at::Tensor& seed, const at::Device& 
   return {0, seed.const_data_ptr<int64_t>()};
 }
 
-inline void check_offset(const char* op, int64_t offset) {
+inline void check_offset(const char* op, int64_t offset, int64_t count) {
   TORCH_CHECK(offset >= 0, op, ": expected offset >= 0, got offset=", offset);
+  TORCH_CHECK(offset <= std::numeric_limits<int64_t>::max() - count, op, ": expected offset + ",
+              count, " elements < 2**63, got offset=", offset);
 }
 
 }  // namespace genfast

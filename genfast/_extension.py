@@ -8,11 +8,13 @@ became of it stands in `LOAD_ERROR` and `IMPLEMENTATIONS`, and `genfast info` pr
 import importlib
 import importlib.util
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 from genfast.errors import BuildError, BuildMismatchError, NotBuiltError
 
@@ -124,11 +126,27 @@ _KERNEL_DEVICES = {
 
 if LOAD_ERROR is not None:
     warnings.warn(f"{LOAD_ERROR} Until then the slower references run.", stacklevel=3)
+elif wanted := os.environ.get("GENFAST_SIMD"):
+    _level = importlib.import_module("genfast._C").simd_level()
+    if _level != wanted:
+        warnings.warn(
+            "genfast: expected GENFAST_SIMD=baseline, avx2 or avx512 and a processor that has it, "
+            f"got GENFAST_SIMD={wanted}; {_level} is in use.",
+            stacklevel=3,
+        )
 
 
 def has_kernel(op: str, device: torch.device) -> bool:
-    """Whether `op` runs a kernel of ours on `device` (else: its plain PyTorch reference)."""
-    return device.type in _KERNEL_DEVICES[op]
+    """Whether `op` runs a kernel of ours on `device`, here (else: its plain PyTorch reference).
+
+    Under the transforms of torch.func and in forward-mode differentiation the reference runs: the
+    kernels carry no tangents and know no batches.
+    """
+    return (
+        device.type in _KERNEL_DEVICES[op]
+        and forward_ad._current_level < 0
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def loaded() -> bool:

@@ -33,7 +33,9 @@ def as_seed(op: str, seed: int | None, generator: torch.Generator | None) -> tor
     return torch.tensor([seed], dtype=torch.int64)
 
 
-def check_offset(op: str, offset: int) -> None:
-    """Refuses a stream position that is not a non-negative integer."""
+def check_offset(op: str, offset: int, count: int) -> None:
+    """Refuses a stream position below zero, or so high that `count` elements do not fit behind."""
     if offset < 0:
         raise InputError(f"{op}: expected offset >= 0, got offset={offset}")
+    if offset > _LARGEST_SEED - count:
+        raise InputError(f"{op}: expected offset + {count} elements < 2**63, got offset={offset}")

@@ -74,19 +74,11 @@ def test_cuda_major_unlike_torchs(tmp_path: Path) -> None:
 def test_no_torch_in_the_environment(tmp_path: Path) -> None:
     # A module named torch that cannot be imported stands for an environment without it.
     (tmp_path / "torch.py").write_text("raise ImportError('No module named torch')\n")
-    folders = ["--build-temp", str(tmp_path / "t"), "--build-lib", str(tmp_path / "l")]
-    done = subprocess.run(
-        [sys.executable, "setup.py", "build_ext", *folders],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "genfast: the build needs torch in this environment" in done.stderr
-    assert "pip install --no-build-isolation ." in done.stderr
-    assert "Traceback" not in done.stderr
+    code, printed = build_extension(tmp_path, PYTHONPATH=str(tmp_path))
+    assert code != 0
+    assert "genfast: the build needs torch in this environment" in printed
+    assert "pip install --no-build-isolation ." in printed
+    assert "Traceback" not in printed
 
 
 def import_copy(folder: Path, *, built_for: str | None, new_op: bool = False) -> str:
@@ -137,3 +129,67 @@ def test_older_than_the_package_names_what_is_missing(tmp_path: Path) -> None:
     printed = import_copy(tmp_path, built_for=torch.__version__, new_op=True)
     assert printed.count("UserWarning") == 1
     assert "the extension is older than the package, it lacks brand_new" in printed
+
+
+def build_extension(folder: Path, **environment: str) -> tuple[int, str]:
+    folders = ["--build-temp", str(folder / "t"), "--build-lib", str(folder / "l")]
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", *folders],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("jobs", ["many", "2.5", "-1", "0"])
+def test_jobs_that_are_no_number(tmp_path: Path, jobs: str) -> None:
+    code, printed = build_extension(tmp_path, GENFAST_JOBS=jobs)
+    assert code != 0
+    assert f"GENFAST_JOBS: expected a number of compilers >= 1, got {jobs}" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("archs", ["8.0,9.0", "sm_80", "native", "80,,x"])
+def test_archs_that_are_no_numbers(tmp_path: Path, archs: str) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    code, output = configure(tmp_path / "build", GENFAST_CUDA_ARCHS=archs)
+    assert code != 0
+    assert f"GENFAST_CUDA_ARCHS: expected numbers such as 80,90, got {archs}" in output
+
+
+def test_simd_levels_whatever_the_users_flags(tmp_path: Path) -> None:
+    code, output = configure(
+        tmp_path, GENFAST_CUDA="off", CMAKE_CXX_FLAGS="-march=native", CMAKE_CXX_COMPILER="g++"
+    )
+    assert code == 0, output
+    for entry in json.loads((tmp_path / "compile_commands.json").read_text()):
+        if entry["file"].endswith("kernels/cpu/masked_conv2d.cpp"):
+            done = subprocess.run(
+                f"{entry['command']} -fsyntax-only",
+                shell=True,
+                cwd=entry["directory"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr
+
+
+def test_unknown_simd_level_warns() -> None:
+    code = "import genfast.ops; from genfast import _C; print(_C.simd_level())"
+    for level, warned in (("baseline", False), ("avx", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"GENFAST_SIMD": level},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert (
+            f"got GENFAST_SIMD={level}; {done.stdout.strip()} is in use" in done.stderr
+        ) is warned

@@ -144,7 +144,7 @@ def _check_arguments(
         _check_logits("real", real)
         # Under autocast the dtypes are made the same later.
         if real.device != fake.device or (
-            real.dtype != fake.dtype and not torch.is_autocast_enabled(fake.device.type)
+            real.dtype != fake.dtype and not _under_autocast(fake.device.type)
         ):
             raise InputError(
                 "gan_loss: expected real of the dtype and device of fake, got "
@@ -152,6 +152,10 @@ def _check_arguments(
             )
     if label_smoothing != 0:
         _check_smoothing(kind, role, label_smoothing)
+
+
+def _under_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _check_logits(name: str, logits: torch.Tensor) -> None:

@@ -4,7 +4,7 @@ Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural network
 section 3.4 (masked convolutions).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -153,7 +153,7 @@ def _known_taps(
     taps: Sequence[int] | None, mask: torch.Tensor, weight: torch.Tensor
 ) -> list[int] | None:
     if taps is None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or mask.is_meta:
             return None  # the values of a mask are unknown then; the operator looks for itself
         shape = (*mask.shape[:-2], *weight.shape[2:])
         return list(live_taps(mask.expand(shape)))
@@ -168,7 +168,9 @@ def _known_taps(
 
 
 def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
+    if not all(isinstance(number, int) for number in pair):  # NumPy's integers, say
+        pair = tuple(number.__index__() for number in pair if hasattr(number, "__index__"))
     if len(pair) != 2 or min(pair) < least:
         raise InputError(
             f"masked_conv2d: expected an integer or a pair of integers >= {least}, "
@@ -204,7 +206,8 @@ def _check_tensors(
             f"masked_conv2d: expected bias of shape [C_out={weight.shape[0]}], "
             f"got bias.shape={tuple(bias.shape)}"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and (
             (tensor.dtype != x.dtype and not autocast) or tensor.device != x.device

@@ -73,7 +73,7 @@ def _philox(
 ) -> torch.Tensor:
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"philox: expected dtype float32 or float64, got dtype={dtype}")
-    check_offset("philox", offset)
+    check_offset("philox", offset, math.prod(size))
     seed_tensor = as_seed("philox", seed, generator)
     out = torch.empty(tuple(size), dtype=dtype, device=device)
     if has_kernel("philox", out.device):

@@ -45,7 +45,7 @@ def reparameterize(
         InputError: if shapes, dtypes or devices differ, or seed and generator are both given.
     """
     _check_arguments(mu, logvar)
-    check_offset("reparameterize", offset)
+    check_offset("reparameterize", offset, mu.numel())
     seed_tensor = as_seed("reparameterize", seed, generator)
     if has_kernel("reparameterize", mu.device):
         z, kl = torch.ops.genfast.reparameterize(mu, logvar, seed_tensor, offset)

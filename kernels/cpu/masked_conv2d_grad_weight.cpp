@@ -12,6 +12,10 @@ constexpr int kTile = static_cast<int>(kChannelTile<GENFAST_SIMD_LEVEL, scalar_t
 
 constexpr int kMaxInputs = kVectorBytes == 64 ? 14 : 6;  // input channels of a register tile
 
+// Whole rows of at least so many pixels are summed by themselves and then added to the rest: one
+// running sum over all pixels would round a thousand times at its full size.
+constexpr int64_t kRunPixels = 128;
+
 constexpr int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
@@ -101,14 +105,10 @@ void accumulate(const Unit<scalar_t>& unit, const GridTap& tap, const scalar_t* 
                          : inputs * vectors < 8  ? 2
                                                  : 1;
   Vector<scalar_t> sum[copies][inputs][vectors] = {};
-#pragma GCC unroll 16
-  for (int c = 0; c < inputs; ++c) {
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum[0][c][v] = load(sums + c * tile + v * lanes);
-  }
   const int64_t i_begin = larger(unit.row_begin, tap.row_begin);
   const int64_t i_end = smaller(unit.row_end, tap.row_end);
   const int64_t step = unit.stride_w * inputs;
+  int64_t pixels = 0;  // since the sums were last put away
   for (int64_t i = i_begin; i < i_end; ++i) {
     const int64_t row = i * unit.stride_h + tap.row - unit.input_row;
     const scalar_t* x = x_panel + (row * unit.W + tap.col_begin * unit.stride_w + tap.col) * inputs;
@@ -125,14 +125,20 @@ void accumulate(const Unit<scalar_t>& unit, const GridTap& tap, const scalar_t* 
     if constexpr (copies > 1) {
       for (; left > 0; --left, x += step, grad += tile) add_pixel<scalar_t>(x, grad, sum[0]);
     }
-  }
+    pixels += tap.col_end - tap.col_begin;
+    if (pixels < kRunPixels && i + 1 < i_end) continue;
+    pixels = 0;
 #pragma GCC unroll 16
-  for (int c = 0; c < inputs; ++c) {
+    for (int c = 0; c < inputs; ++c) {
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) {
+      for (int v = 0; v < vectors; ++v) {
 #pragma GCC unroll 8
-      for (int copy = 1; copy < copies; ++copy) sum[0][c][v] += sum[copy][c][v];
-      store(sums + c * tile + v * lanes, sum[0][c][v]);
+        for (int copy = 1; copy < copies; ++copy) sum[0][c][v] += sum[copy][c][v];
+        scalar_t* to = sums + c * tile + v * lanes;
+        store(to, load(to) + sum[0][c][v]);
+#pragma GCC unroll 8
+        for (int copy = 0; copy < copies; ++copy) sum[copy][c][v] = Vector<scalar_t>{};
+      }
     }
   }
 }

@@ -6,6 +6,7 @@ It is imported at one place, genfast/_extension.py, and only on a torch built fo
 import torch
 
 from . import gan_loss, philox, reparameterize
+from .launch import on_device_of_tensors
 
 # op of the dispatcher -> launcher with the op's own signature
 _LAUNCHERS = {
@@ -20,4 +21,4 @@ _LAUNCHERS = {
 
 for _name, _launcher in _LAUNCHERS.items():
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"genfast::{_name}", "CUDA"):
-        torch.library.impl(f"genfast::{_name}", "CUDA", _launcher)
+        torch.library.impl(f"genfast::{_name}", "CUDA", on_device_of_tensors(_launcher))

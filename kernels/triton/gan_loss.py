@@ -188,10 +188,10 @@ def _sides(
     """For each side present: logits, first position in flat buffers, programs, chunk, term."""
     sides = []
     start = 0
-    for logits in (fake,) if real is None else (fake, real):
+    for is_real, logits in enumerate((fake,) if real is None else (fake, real)):
         count = logits.numel()
         chunk = triton.cdiv(triton.cdiv(count, MOST_PROGRAMS), BLOCK) * BLOCK
-        term = _term(*choice, real=logits is not fake)
+        term = _term(*choice, real=bool(is_real))
         sides.append((logits.contiguous(), start, triton.cdiv(count, chunk), chunk, term))
         start += count
     return sides

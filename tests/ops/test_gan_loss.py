@@ -398,3 +398,36 @@ def test_same_bits_at_every_simd_level(simd_level, kind, role, smoothing) -> Non
     assert _C.set_simd_level("baseline")
     for a, b in zip(ours, every_derivative(logits, kind, role, smoothing), strict=True):
         assert torch.equal(a, b)
+
+
+def test_function_transforms() -> None:
+    fake, real = samples([(6,), (5,)], "discriminator")
+
+    def loss(logits):
+        return gan_loss(fake=logits, real=real)
+
+    leaf = fake.detach().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    fake = fake.detach()
+    torch.testing.assert_close(torch.func.grad(loss)(fake), expected)
+    _, slope = torch.func.jvp(loss, (fake,), (torch.ones_like(fake),))
+    torch.testing.assert_close(slope, expected.sum())
+    batch = torch.stack((fake, fake + 1))
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([*map(loss, batch)]))
+
+
+def test_operator_refuses_a_tangent() -> None:
+    op = torch.ops.genfast.gan_loss
+    with torch.autograd.forward_ad.dual_level():
+        logits = torch.autograd.forward_ad.make_dual(torch.zeros(4), torch.ones(4))
+        with pytest.raises(RuntimeError, match="jvp is not implemented"):
+            op(logits, None, "hinge", "generator", 0.0)
+
+
+def test_triton_tells_the_sides_apart_when_they_are_one_tensor() -> None:
+    logits = torch.linspace(-2, 2, 40, device=DEVICE)
+    ours = triton_kernels("gan_loss").gan_loss(
+        logits, logits, "least_squares", "discriminator", 0.0
+    )
+    expected = gan_loss_reference(fake=logits, real=logits, kind="least_squares")
+    torch.testing.assert_close(ours, expected)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -491,3 +492,49 @@ def test_inputs_stay_unchanged(device) -> None:
     masked_conv2d(*inputs).sum().backward()
     for tensor, copy in zip(inputs, before, strict=True):
         assert torch.equal(tensor, copy)
+
+
+def test_function_transforms() -> None:
+    x, weight, mask, bias = (t.detach() for t in Case().inputs())
+
+    def loss(images):
+        return masked_conv2d(images, weight, mask, bias).square().sum()
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)
+    _, slope = torch.func.jvp(loss, (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(slope, expected.sum(), rtol=1e-4, atol=1e-4)
+    batch = torch.stack((x, x + 1))
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([*map(loss, batch)]))
+
+
+def test_meta_tensors_have_a_shape() -> None:
+    x, weight, mask, bias = (t.detach().to("meta") for t in Case().inputs())
+    expected = masked_conv2d(*Case().inputs()).shape
+    assert masked_conv2d(x, weight, mask, bias).shape == expected
+
+
+def test_options_of_other_integer_types() -> None:
+    x, weight, mask, bias = Case().inputs()
+    expected = masked_conv2d(x, weight, mask, bias, stride=2, padding=1)
+    stride, padding = np.int64(2), np.array([1, 1])
+    ours = masked_conv2d(x, weight, mask, bias, stride=stride, padding=padding)
+    assert torch.equal(ours, expected)
+    for wrong in (1.5, (1.5, 1), (1, 1, 1)):
+        with pytest.raises(InputError, match="expected an integer or a pair of integers"):
+            masked_conv2d(x, weight, mask, bias, stride=wrong)
+
+
+def test_weight_gradient_of_a_long_sum_stays_accurate(simd_level) -> None:
+    # Nothing cancels: a running sum over all 2,000 pixels would round at its full size each time.
+    x, grad = torch.rand(1, 8, 44, 46), torch.rand(1, 8, 44, 46)
+    weight, mask = torch.rand(8, 8, 5, 5), torch.ones(5, 5, dtype=torch.bool)
+
+    def gradient(convolve, dtype):
+        w = weight.to(dtype).requires_grad_()
+        return torch.autograd.grad(convolve(x.to(dtype), w), w, grad.to(dtype))[0].double()
+
+    ours = gradient(lambda a, w: masked_conv2d(a, w, mask, padding=2), torch.float32)
+    exact = gradient(lambda a, w: F.conv2d(a, w, padding=2), torch.float64)
+    assert (ours - exact).abs().max() <= 6e-7 * exact.abs().max()

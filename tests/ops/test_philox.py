@@ -166,3 +166,16 @@ def test_refuses_bad_input() -> None:
         torch.ops.genfast.philox_fill(torch.empty(2), torch.tensor([1.0]), 0, False)
     with pytest.raises(RuntimeError, match="expected a contiguous tensor"):
         torch.ops.genfast.philox_fill(torch.empty(4, 4).t()[:2], torch.tensor([1]), 0, False)
+
+
+def test_refuses_to_run_past_the_end_of_the_stream() -> None:
+    end = 2**63 - 1
+    words = expected_uniforms(7, end - 5, 5)
+    assert torch.equal(philox_uniform((5,), seed=7, offset=end - 5), words)
+    for offset in (end - 4, 2**63):
+        with pytest.raises(
+            InputError, match=r"expected offset \+ 5 elements < 2\*\*63, got offset="
+        ):
+            philox_uniform((5,), seed=7, offset=offset)
+    with pytest.raises(RuntimeError, match=r"expected offset \+ 5 elements < 2\*\*63, got offset="):
+        torch.ops.genfast.philox_fill(torch.empty(5), torch.tensor([7]), end - 4, False)

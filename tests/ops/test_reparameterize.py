@@ -254,3 +254,38 @@ def test_moments() -> None:
     torch.testing.assert_close(
         kl[0].item(), 0.5 * (1.5**2 + 4 - 1 - math.log(4)), rtol=1e-6, atol=0
     )
+
+
+def test_refuses_to_run_past_the_end_of_the_stream() -> None:
+    mu, logvar = samples((3, 5))
+    with pytest.raises(InputError, match=r"expected offset \+ 15 elements < 2\*\*63, got offset="):
+        reparameterize(mu, logvar, seed=1, offset=2**63 - 15)
+    with pytest.raises(RuntimeError, match=r"expected offset \+ 15 elements < 2\*\*63"):
+        torch.ops.genfast.reparameterize(mu, logvar, torch.tensor([1]), 2**63 - 15)
+
+
+def test_backward_refuses_gradients_that_do_not_fit(device) -> None:
+    mu, logvar = samples((3, 5), device=device)
+    seed, backward = torch.tensor([1]), torch.ops.genfast._reparameterize_backward
+    for grad_z in (mu[:2], mu.double()):
+        with pytest.raises(RuntimeError, match="reparameterize: expected grad_z of the"):
+            backward(grad_z, None, mu, logvar, seed, 0)
+    for grad_kl in (mu[:2, 0], mu[:, 0].double(), mu[:, :1]):
+        with pytest.raises(RuntimeError, match=r"expected grad_kl of shape \[N\] and of the dtype"):
+            backward(None, grad_kl, mu, logvar, seed, 0)
+
+
+def test_function_transforms() -> None:
+    mu, logvar = samples((3, 5))
+
+    def loss(means):
+        z, kl = reparameterize(means, logvar, seed=4)
+        return z.square().sum() + kl.sum()
+
+    leaf = mu.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(mu), expected)
+    _, slope = torch.func.jvp(loss, (mu,), (torch.ones_like(mu),))
+    torch.testing.assert_close(slope, expected.sum())
+    batch = torch.stack((mu, mu + 1))
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([*map(loss, batch)]))
