@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from genfast.data._files import (
     MAX_BYTES,
@@ -195,6 +195,9 @@ def decode(
             return _decode(file, data, sides, channels, max_bytes, max_pixels)
     except DataError:
         raise
+    except UnidentifiedImageError:  # its own text names a Python object instead of the file
+        expected = f"a readable image ({', '.join(_FORMATS)})"
+        raise data_error(file, expected, "no known image format") from None
     except Exception as error:
         # Decoders raise a dozen kinds on broken bytes; all of them mean the same here.
         reason = f"{type(error).__name__}: {error}"

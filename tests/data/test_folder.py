@@ -244,3 +244,12 @@ def test_pillows_own_limit_holds_beside_a_higher_cap(tmp_path):
     write(tmp_path / "a.png", png_bytes(10_000, 10_000, PACKED))
     with pytest.raises(DataError, match="DecompressionBombWarning"):
         folder(tmp_path, "all", max_pixels=10**9)
+
+
+def test_unknown_bytes_are_named_without_python_objects(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"this is no image")
+    with pytest.raises(
+        DataError, match=r"a readable image .*, found .*no known image format"
+    ) as error:
+        folder(tmp_path)
+    assert " object at 0x" not in str(error.value)
