@@ -129,12 +129,11 @@ def render(facts: Mapping[str, Any]) -> str:
         return "\n".join(lines)
     lines += ["", f"compiled extension: {'loaded' if extension['loaded'] else 'not in use'}"]
     if extension["loaded"]:
-        cuda = f"{extension['cuda']}, for {_describe_archs(extension['cuda_archs'])}"
         rows = [
             ("built for", f"torch {extension['torch']}"),
             ("compiler", extension["compiler"]),
             ("SIMD level", f"{extension['simd_level']} (in use on this CPU)"),
-            ("CUDA", cuda if extension["cuda"] else "not in this build"),
+            ("CUDA", _describe_cuda(extension["cuda"], extension["cuda_archs"])),
         ]
         lines += _table(rows)
     else:
@@ -164,9 +163,12 @@ def _describe_gpu(gpu: Mapping[str, Any] | None, reason: str | None) -> str:
     return text
 
 
-def _describe_archs(archs: str) -> str:
+def _describe_cuda(version: str | None, archs: str | None) -> str:
+    if version is None or archs is None:
+        return "not in this build"
     newest = archs.split(",")[-1]
-    return f"compute capabilities {archs.replace(',', ', ')} and, as PTX, above {newest}"
+    listed = archs.replace(",", ", ")
+    return f"{version}, for compute capabilities {listed} and, as PTX, above {newest}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -135,3 +135,11 @@ def test_info_says_why_torch_uses_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", unavailable)
     assert "none in use: The NVIDIA driver is too old" in render(collect())
+
+
+@pytest.mark.skipif(not _extension.loaded(), reason="the extension is not built")
+def test_info_of_a_build_without_cuda():
+    facts = collect()
+    facts["extension"] |= {"cuda": None, "cuda_archs": None}
+    (line,) = [line for line in render(facts).splitlines() if line.startswith("  CUDA")]
+    assert line.split(maxsplit=1)[1] == "not in this build"
