@@ -193,3 +193,20 @@ def test_unknown_simd_level_warns() -> None:
         assert (
             f"got GENFAST_SIMD={level}; {done.stdout.strip()} is in use" in done.stderr
         ) is warned
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    for name in ("cmake", "ninja"):
+        (tmp_path / name).symlink_to(tool(name))
+    folders = ["--build-temp", str(tmp_path / "t"), "--build-lib", str(tmp_path / "l")]
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", *folders],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "genfast: the build needs a C++20 compiler" in done.stderr
+    assert "Traceback" not in done.stderr
