@@ -44,7 +44,7 @@ SAMPLING_BATCH = 64
 
 def compare(
     names_or_runs: Sequence[str | Path],
-    data: str | tuple[ImageDataset, ImageDataset],
+    data: str | Path | tuple[ImageDataset, ImageDataset],
     out: str | Path,
     *,
     settings: Mapping[str, Mapping[str, Any]] = DEMO,
@@ -185,10 +185,12 @@ def _examine(
     return result
 
 
-def _open(data: str | tuple[ImageDataset, ImageDataset]) -> tuple[ImageDataset, ImageDataset]:
+def _open(
+    data: str | Path | tuple[ImageDataset, ImageDataset],
+) -> tuple[ImageDataset, ImageDataset]:
     from genfast.data import as_images, open_data
 
-    if isinstance(data, str):
+    if isinstance(data, str | Path):
         train, test = open_data(data, "train"), open_data(data, "test")
     else:
         train, test = (as_images(each) for each in data)

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 import genfast.evaluation.freshness as freshness
@@ -211,3 +212,12 @@ def test_demo_settings_are_valid(name):
     create(name, image_shape=(1, 8, 8), levels=17, **DEMO[name]["model"])
     TrainingConfig.of(DEMO[name]["training"])
     assert set(DEMO[name]) == {"model", "training"}
+
+
+def test_data_may_be_a_path(studio, data, tmp_path):
+    for split, part in zip(("train", "test"), data, strict=True):
+        np.savez(tmp_path / f"{split}.npz", images=part.images.numpy(), levels=part.levels)
+    options = {"settings": SMALL, "fit": studio.fit, "load": studio.load, "progress": False}
+    options["classifiers"] = ("logistic",)
+    results = compare(["gan"], tmp_path, tmp_path / "out", **options)
+    assert results["data"] == compare(["gan"], str(tmp_path), tmp_path / "out", **options)["data"]
