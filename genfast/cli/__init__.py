@@ -7,8 +7,10 @@ import os
 from collections.abc import Sequence
 
 # How long OpenMP threads spin before they sleep, in GNU OpenMP's rounds. Its default suits cores of
-# one's own: two trainings side by side on 2 cores (taskset -c 0,1, digits, batch 64) took 7 to 20
-# times as long as one; with this 2 times, and alone no longer than before. Read when torch loads.
+# one's own. Measured on a 4-core Xeon under `taskset -c 0,1`: four epochs of `genfast.fit` on the
+# digits, batch 64, two processes side by side against one alone. By default the autoencoder and the
+# PixelCNN took 7 to 30 times as long; with this all families took 2 to 3 times. What it costs a
+# process alone lies within those runs' noise: 0.7 to 1.3 times as long. Read when torch loads.
 _SPINS = "2000"
 
 
