@@ -21,6 +21,22 @@ class NumericsError(GenfastError, ArithmeticError):
     """A loss or gradient stopped being finite; the message names the step and the tensor."""
 
 
+class UnsupportedModelError(GenfastError):
+    """A model that `compile_sampler` cannot take; the message names the operation and its line."""
+
+
+class CausalityError(GenfastError):
+    """A model whose output looks at what is not drawn yet; `report` says where."""
+
+    def __init__(self, report: object) -> None:
+        super().__init__(str(report))
+        self.report = report
+
+
+class ExactnessError(GenfastError, ArithmeticError):
+    """A compiled sampler and its model disagree: never returned, always raised."""
+
+
 class BuildError(GenfastError, ImportError):
     """The compiled extension cannot be used."""
 

@@ -1,0 +1,156 @@
+"""What a captured model becomes: values on grids, each computed by one kind of arithmetic.
+
+A value is `features` numbers at every position of a `height` x `width` grid, for each image. The
+axes of the user's tensors are gone: a permute, view, slice, pad or concatenation moves no number
+and is a change of which `Source` is read, not a value.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(eq=False)
+class Value:
+    """One node. `where` names the user's operation: op, module path and source line, for errors.
+
+    row_scale, column_scale: how many input rows (columns) one row (column) of the grid spans.
+    """
+
+    features: int
+    height: int
+    width: int
+    body: "Input | Conv | Pointwise | Reduce | Lookup"
+    row_scale: int = 1
+    column_scale: int = 1
+    where: str = ""
+
+
+@dataclass(eq=False)
+class Constant:
+    """Numbers known when compiling: `data` [rows, columns, features], 1 where they do not vary."""
+
+    data: Tensor
+    where: str = ""
+
+
+@dataclass(eq=False)
+class Condition:
+    """Numbers known at the start of a call, from the captured node `node`.
+
+    Its tensor, permuted by `axes` and reshaped, is [n, rows, columns, features], 1 where it does
+    not vary; n is 1 if `shared` by the batch.
+    """
+
+    features: int
+    height: int
+    width: int
+    shared: bool
+    node: Any
+    axes: tuple[int, ...]
+    where: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """`count` features of something, seen from a reader's grid: `program.Read` with an object.
+
+    Reader's position (i, j) sees position (i + dy, j + dx) and features start, start + step, ...;
+    outside rows top .. bottom - 1 and columns left .. right - 1 of the origin it sees `fill`.
+    Bounds are never beyond the origin's own grid (a constant axis of size 1 has no bounds of its
+    own: it is read at 0 wherever the bounds hold).
+    """
+
+    origin: Value | Constant | Condition
+    start: int
+    step: int
+    count: int
+    dy: int = 0
+    dx: int = 0
+    top: int = 0
+    bottom: int = 1 << 60
+    left: int = 0
+    right: int = 1 << 60
+    fill: float = 0.0
+
+
+Sources = tuple[Source, ...]  # joined: the features of a tensor, in its own order
+
+
+@dataclass(eq=False)
+class Input:
+    """The model's input: what the symbols drawn so far are encoded as."""
+
+
+@dataclass(eq=False)
+class ConvTap:
+    """`weight` [features read, features out] at an offset (dy, dx): see `Conv`."""
+
+    dy: int
+    dx: int
+    weight: Tensor
+    phase: tuple[int, int] = (0, 0)
+
+
+@dataclass(eq=False)
+class Conv:
+    """Sum over taps of weight^T times the input at (i // up * down + dy, j // up * down + dx).
+
+    A tap counts where (i % up, j % up) == its phase. Positions outside the height x width of the
+    input tensor are zero padding. Dense layers over the features are convolutions with one tap.
+    Transposed convolutions have up > 1, strided ones down > 1.
+    """
+
+    inputs: Sources
+    height: int
+    width: int
+    taps: list[ConvTap]
+    bias: Tensor | None = None
+    up: int = 1
+    down: int = 1
+
+
+@dataclass(eq=False)
+class Pointwise:
+    """`op` of `pointwise.POINTWISE` on each feature; an operand is Sources or a number."""
+
+    op: str
+    operands: list[Sources | float]
+
+
+@dataclass(eq=False)
+class Reduce:
+    """`op` ("sum" or "max") over the middle of the features seen as [outer, size, inner]."""
+
+    op: str
+    inputs: Sources
+    outer: int
+    size: int
+    inner: int
+
+
+@dataclass(eq=False)
+class Lookup:
+    """Rows of `weight` [K, D] at each of the indices read; D features each, one after another."""
+
+    indices: Sources
+    weight: Tensor
+
+
+@dataclass
+class Graph:
+    """A captured model: its values in order of computation, and what it returns.
+
+    `outputs` are the features of the model's output in the tensor's own order with batch, row and
+    column axes taken out; `output_sizes` are the sizes of the feature axes (for [N, K, C, H, W]:
+    (K, C)); the output grid is `output_height` x `output_width`.
+    """
+
+    input: Value
+    values: list[Value]
+    outputs: Sources
+    output_sizes: tuple[int, ...]
+    output_height: int
+    output_width: int
+    conditions: list[Condition] = field(default_factory=list)
