@@ -135,7 +135,7 @@ def split_mixture(
     mixtures = parameters.shape[1] // PER_COMPONENT[colours]
     logits, rest = parameters[:, :mixtures], parameters[:, mixtures:]
     kinds = 3 if colours == 3 else 2
-    parts = rest.unflatten(1, (colours, kinds, mixtures))
+    parts = torch.unflatten(rest, 1, (colours, kinds, mixtures))
     means, log_scales = parts[:, :, 0], parts[:, :, 1].clamp(min=lowest_log_scale)
     coefficients = parts[:, :, 2].tanh() if kinds == 3 else parts[:, :0, 0]
     return logits, means, log_scales, coefficients
