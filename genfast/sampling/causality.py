@@ -106,7 +106,9 @@ def check_causality(
         distribution: tells which outputs predict which colour, and what the model's input is;
             without it the outputs count as colour c's where an axis of theirs has size C, else as
             the whole pixel's, and the input is random numbers.
-        conditioning, forward, predicts: as `genfast.compile_sampler` takes them.
+        conditioning: as `genfast.compile_sampler` takes it.
+        forward: likewise.
+        predicts: likewise.
 
     Returns:
         A report; print it. The model is left as it was.
@@ -132,7 +134,7 @@ def report_causality(
     graph: Graph, colours: int, draws: Draws, predicts: str | None = None
 ) -> CausalityReport:
     """Report on a captured model; see `check_causality`."""
-    height, width = graph.input.height, graph.input.width
+    _height, width = graph.input.height, graph.input.width
     time = scan_time(graph, colours)
     found = analyse(graph, time)
     ready = _output_ready(graph, found, draws)
@@ -164,9 +166,7 @@ def scan_time(graph: Graph, colours: int) -> npt.NDArray[np.int64]:
     return time
 
 
-def find_offset(
-    graph: Graph, ready: Sequence[Map], colours: int, predicts: str | None
-) -> int:
+def find_offset(graph: Graph, ready: Sequence[Map], colours: int, predicts: str | None) -> int:
     """Return by how much a sound's prediction is ahead of its position; 0 for images.
 
     The output at position t of a model that gives T' of T predictions, aligned at their ends,
@@ -214,7 +214,7 @@ def _output_ready(graph: Graph, found: Dependence, draws: Draws) -> list[Map]:
         ready = np.zeros((graph.output_height, graph.output_width), dtype=np.int64)
         for edge in {id(e): e for f in features for e in edges[f]}.values():
             times = found[edge.origin].ready[edge.klass]
-            np.maximum(ready, gather(edge, times, *ready.shape, missing=0), out=ready)
+            np.maximum(ready, gather(edge, times, ready, missing=0), out=ready)
         maps.append(ready)
     return maps
 
@@ -255,8 +255,10 @@ def _receptive_field(graph: Graph, found: Dependence) -> tuple[int, int, int]:
     rows, columns = np.nonzero(seen)
     if len(rows) == 0:
         return 0, 0, 0
-    return int(row - rows.min()), max(0, int(column - columns.min())), max(
-        0, int(columns.max() - column)
+    return (
+        int(row - rows.min()),
+        max(0, int(column - columns.min())),
+        max(0, int(columns.max() - column)),
     )
 
 
@@ -302,9 +304,7 @@ def _explain(
     where = hop.reader.where or "an operation without a name"
     if scale != (1, 1):
         where += f" (stride {hop.edge.down}, upsampling {hop.edge.up})"
-    return Leak(
-        (row, column + offset), draws[draw][0], divmod(pixel, width), colour, where, tap
-    )
+    return Leak((row, column + offset), draws[draw][0], divmod(pixel, width), colour, where, tap)
 
 
 def _path(
@@ -395,9 +395,7 @@ def _limits(
     return set_by
 
 
-def _clean_without(
-    hop: _Hop, found: Dependence, limits: dict[tuple[Value, int, int], Map]
-) -> bool:
+def _clean_without(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int, int], Map]) -> bool:
     """Would both ends of a hop be in order if it were cut?"""
     reader, origin = hop.reader, hop.edge.origin
     assert reader is not None
@@ -405,7 +403,7 @@ def _clean_without(
     for edge in found[reader].edges[hop.klass]:
         if edge is not hop.edge:
             times = found[edge.origin].ready[edge.klass]
-            np.maximum(ready, gather(edge, times, *ready.shape, missing=0), out=ready)
+            np.maximum(ready, gather(edge, times, ready, missing=0), out=ready)
     if (ready > limits[reader, hop.klass, -1]).any():
         return False
     allowed = np.full((origin.height, origin.width), NEVER)
@@ -417,9 +415,7 @@ def _clean_without(
     return not (found[origin].ready[hop.edge.klass] > allowed).any()
 
 
-def _other_order(
-    graph: Graph, colours: int, draws: Draws, predicts: str | None
-) -> str | None:
+def _other_order(graph: Graph, colours: int, draws: Draws, predicts: str | None) -> str | None:
     """Name another scan order in which the model is causal, if it is in one of these."""
     height, width = graph.input.height, graph.input.width
     if graph.output_height != height or graph.output_width != width:

@@ -8,6 +8,7 @@ Dependence is read from the weights: a tap whose weights are exactly zero is no 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ from genfast.sampling.values import (
 )
 
 Map = npt.NDArray[np.int64]  # [height, width]
+AnyMap = npt.NDArray[Any]
 NEVER = np.int64(1) << 60
 
 
@@ -104,14 +106,14 @@ def analyse(graph: Graph, time: npt.NDArray[np.int64]) -> Dependence:
     return found
 
 
-def gather(edge: Edge, source: Map, height: int, width: int, missing: int) -> Map:
-    """Return the map [height, width] of what a reader's positions see of a source's map."""
-    rows, columns = edge.rows(height), edge.columns(width)
+def gather(edge: Edge, source: Map, like: Map, missing: int) -> Map:
+    """Return what the positions of a reader (a map like this) see of a source's map."""
+    rows, columns = edge.rows(like.shape[0]), edge.columns(like.shape[1])
     seen: Map = source[np.ix_(rows, columns)]
     return np.where((rows >= 0)[:, None] & (columns >= 0)[None, :], seen, missing)
 
 
-def scatter(edge: Edge, reader: Map, target: Map, combine: Callable[..., None]) -> None:
+def scatter(edge: Edge, reader: AnyMap, target: AnyMap, combine: Callable[..., None]) -> None:
     """Combine a reader's map into the positions of its source's map `target`, in place.
 
     `combine` is a ufunc's `at`: np.minimum.at or np.maximum.at.
@@ -195,7 +197,7 @@ def _live(value: Value, found: Dependence) -> tuple[npt.NDArray[np.bool_], list[
         for first, source in spread(body.inputs):
             for klass, chosen in _by_class(source, found):
                 for index, weight in enumerate(weights):
-                    live = weight[first + chosen].any(axis=0)
+                    live: npt.NDArray[np.bool_] = np.any(weight[first + chosen], axis=0)
                     if live.any():
                         add(conv_edge(body, source, klass, index), live)
         return _stack(columns, value.features), pool
@@ -227,9 +229,7 @@ def _operands(
             yield first, source, lambda f: (f[:, None] * width + np.arange(width)).ravel()
 
 
-def _by_class(
-    source: Source, found: Dependence
-) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+def _by_class(source: Source, found: Dependence) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
     """Yield the classes a source reads, with the numbers of its features in each."""
     if isinstance(source.origin, Value):
         of = found[source.origin].of[features_of(source)]
@@ -245,7 +245,7 @@ def _latest(value: Value, edges: list[Edge], found: Dependence) -> Map:
     ready = np.zeros((value.height, value.width), dtype=np.int64)
     for edge in edges:
         source = found[edge.origin].ready[edge.klass]
-        np.maximum(ready, gather(edge, source, *ready.shape, missing=0), out=ready)
+        np.maximum(ready, gather(edge, source, ready, missing=0), out=ready)
     return ready
 
 
