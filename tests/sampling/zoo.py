@@ -64,28 +64,26 @@ class Entry:
         }
 
 
-def categorical(levels: int, values: Tensor | None = None) -> Callable[[], Any]:
-    return lambda: genfast.Categorical(levels, values=values)
+def categorical(levels: int, values: Tensor | str | None = None, **more: Any) -> Callable[[], Any]:
+    return lambda: genfast.Categorical(levels, values=values, **more)
 
 
 ZOO: dict[str, Entry] = {
-    "batch norm, mask in place": Entry(
-        masked.BatchNormed, (1, 5, 6), categorical(4, torch.linspace(0, 1, 4))
-    ),
+    "batch norm, mask in place": Entry(masked.BatchNormed, (1, 5, 6), categorical(4, "unit")),
     "residual, mask an attribute, tuple out": Entry(
-        masked.ResidualTuple, (1, 6, 5), categorical(4, torch.linspace(-1, 1, 4))
+        masked.ResidualTuple, (1, 6, 5), categorical(4, "signed")
     ),
     "two stacks dilated, mask 1 1 k k, integers in": Entry(
         masked.DilatedTwoStacks, (1, 6, 5), categorical(5)
     ),
     "layer norm, dense 1 x 1, dict out": Entry(
-        masked.NormedDict, (1, 5, 5), categorical(4, torch.linspace(-1, 1, 4))
+        masked.NormedDict, (1, 5, 5), categorical(4, "signed")
     ),
     "thirds of channels, __call__, N C K H W out": Entry(
-        masked.ThirdsOfChannels, (3, 4, 5), categorical(3, torch.tensor([0.0, 0.5, 1.0]))
+        masked.ThirdsOfChannels, (3, 4, 5), categorical(3, "unit", layout="CK")
     ),
     "interleaved colours, not square": Entry(
-        masked.InterleavedColours, (2, 4, 6), categorical(3, torch.linspace(-1, 1, 3))
+        masked.InterleavedColours, (2, 4, 6), categorical(3, "signed")
     ),
     "codes, label and map": Entry(
         masked.CodesWithContext,
@@ -100,22 +98,22 @@ ZOO: dict[str, Entry] = {
     "gated with a blind spot, label": Entry(
         stacks.BlindSpot,
         (1, 6, 5),
-        categorical(4, torch.linspace(-1, 1, 4)),
+        categorical(4, "signed"),
         lambda n: {"labels": torch.arange(n) % 3},
     ),
-    "gated without a blind spot": Entry(
-        stacks.NoBlindSpot, (1, 6, 5), categorical(4, torch.linspace(-1, 1, 4))
-    ),
-    "gated, one column": Entry(stacks.NoBlindSpot, (1, 5, 1), categorical(4)),
+    "gated without a blind spot": Entry(stacks.NoBlindSpot, (1, 6, 5), categorical(4, "signed")),
+    "gated, one column": Entry(stacks.NoBlindSpot, (1, 5, 1), categorical(4, "unit")),
     "plus plus, mixture": Entry(
-        lambda: stacks.PlusPlus(10 * 2), (3, 4, 6), lambda: genfast.LogisticMixture(256)
+        lambda: stacks.PlusPlus(10 * 2), (3, 4, 6), lambda: genfast.LogisticMixture(256, 2)
     ),
     "plus plus, old weight norm, Bernoulli": Entry(
         lambda: stacks.PlusPlus(1, colours=1, norm=stacks.old_weight_norm),
         (1, 6, 4),
         lambda: genfast.Bernoulli(),
     ),
-    "wavenet of the same step": Entry(wavenets.SameStep, (1, 20), categorical(8)),
+    "wavenet of the same step": Entry(
+        wavenets.SameStep, (1, 20), categorical(8, torch.arange(8.0))
+    ),
     "wavenet of the next step, one-hot, conditions": Entry(
         wavenets.NextStep,
         (1, 16),
@@ -133,7 +131,7 @@ REFUSED: dict[str, Entry] = {
     "attention": Entry(refused.Attention, (1, 4, 3), categorical(4), reason=r"forward"),
     "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm|LSTM"),
     "looks at numbers": Entry(
-        refused.LooksAtNumbers, (1, 4, 4), categorical(4), reason=r"x\.max\(\)"
+        refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"
     ),
 }
 

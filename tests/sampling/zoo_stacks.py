@@ -1,4 +1,4 @@
-"""Gated and PixelCNN++-like models: padding, cropping and shifting instead of masks, or with them."""
+"""Gated and PixelCNN++-like models: padding, cropping and shifting instead of masks."""
 
 import warnings
 
@@ -115,7 +115,7 @@ class DownRightShifted(nn.Module):
 
 
 class UpShifted(nn.Module):
-    """A transposed convolution by two, cropped so that it looks neither down nor, if asked, right."""
+    """A transposed convolution by two, cropped so that it looks not down, nor right if asked."""
 
     def __init__(self, inputs, outputs, size, right, norm=weight_norm):
         super().__init__()
