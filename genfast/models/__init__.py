@@ -41,10 +41,16 @@ def create(name: str, **fields: Any) -> GenerativeModel:
     Raises:
         InputError: unknown name or setting (the message lists the valid ones), or a bad value.
     """
+    config = create_config(name, **fields)
+    model: GenerativeModel = MODELS[name][1](config)
+    return model
+
+
+def create_config(name: str, **fields: Any) -> Any:
+    """Build the config of a model by name; arguments and errors are those of `create`."""
     _require("create", name in MODELS, f"a model in {', '.join(MODELS)}", name=name)
-    config_class, model_class = MODELS[name]
+    config_class = MODELS[name][0]
     valid = [field.name for field in _fields(config_class)]
     unknown = [field for field in fields if field not in valid]
     _require(name, not unknown, f"settings among {', '.join(valid)}", unknown=", ".join(unknown))
-    model: GenerativeModel = model_class(config_class(**fields))
-    return model
+    return config_class(**fields)
