@@ -124,6 +124,7 @@ setup(
     # Listed by hand: kernels/ holds the folders of C++ and CUDA too, which are no packages.
     packages=[
         "genfast",
+        "genfast.bench",
         "genfast.cli",
         "genfast.data",
         "genfast.evaluation",

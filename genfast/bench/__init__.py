@@ -1,0 +1,1 @@
+"""What `genfast bench` measures: whole samplers, beside what else one would write in PyTorch."""
