@@ -1,18 +1,37 @@
 """Sampling as the definition says it: one full forward pass for every pixel of every colour."""
 
-from numbers import Integral
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from genfast._progress import tqdm
-from genfast.errors import InputError
 from genfast.nn import evaluating
-from genfast.ops import philox_uniform
+from genfast.sampling.distributions import Categorical, Distribution
+from genfast.sampling.distributions.categorical import invert_cdf as invert_cdf
+from genfast.sampling.model_call import (
+    TRACED_BATCH,
+    Forward,
+    ModelCall,
+    conditions_of,
+    features_at,
+    traced_conditions,
+)
+from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
 
 
+@overload
 def sample_naive(
+    model: nn.Module, n: int, *args: Any, return_log_prob: Literal[True], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def sample_naive(model: nn.Module, n: int, *args: Any, **options: Any) -> Tensor: ...
+
+
+def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the parameters
     model: nn.Module,
     n: int,
     generator: torch.Generator | None = None,
@@ -20,107 +39,102 @@ def sample_naive(
     known_mask: Tensor | None = None,
     temperature: float = 1.0,
     progress: bool = False,
-) -> Tensor:
-    """Draw images from a model of pixels in raster order, colour by colour within a pixel.
+    *,
+    seed: int | None = None,
+    first: int = 0,
+    event_shape: Sequence[int] | None = None,
+    distribution: Distribution | None = None,
+    forward: Forward | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    offset: int = 0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    return_log_prob: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Draw events from a model of symbols in raster order, colour by colour within a pixel.
 
-    1. u [n, C, H, W] is uniform noise, drawn at once.
-    2. For each row, column and colour that is not known: p = softmax(logits / temperature) from a
-       full forward pass over the image so far.
-    3. The pixel becomes the smallest level whose cumulative probability exceeds its u.
+    1. u [n, U, H, W] is uniform noise, drawn at once; U numbers a pixel.
+    2. For each row, column and draw that is not known: the distribution's parameters come from a
+       full forward pass over the event so far.
+    3. The symbols become what the distribution makes of the parameters and their u: for levels, the
+       smallest one whose cumulative probability exceeds u.
 
-    Each pixel has its own noise, so that any other way of computing the same probabilities draws
-    the same image, and the first images of a batch do not depend on how many follow. That makes
+    Each symbol has its own noise, so that any other way of computing the same parameters draws
+    the same event, and the first events of a batch do not depend on how many follow. That makes
     this the oracle for faster samplers.
 
     Args:
-        model: gives logits [N, levels, C, H, W] for integer images [N, C, H, W], and has
-            `config.image_shape` and `config.levels`, as `genfast.models.PixelCNN` does.
-        n: number of images, at least 1.
+        model: any module. Without `event_shape` and `distribution`, it gives logits
+            [N, levels, C, H, W] for integer images [N, C, H, W], and has `config.image_shape` and
+            `config.levels`, as `genfast.models.PixelCNN` does.
+        n: number of events, at least 1.
         generator: source of the noise, on any device; torch's global one by default.
-        known: levels to complete, of a shape that broadcasts to [n, C, H, W]; without
-            `known_mask`, negative values mark what is to be drawn.
-        known_mask: bool, broadcasts to [n, C, H, W]; true where `known` is to be kept.
+        known: symbols to complete, of a shape that broadcasts to [n, *event_shape]; without
+            `known_mask`, negative levels (NaN in continuous symbols) mark what is to be drawn.
+        known_mask: bool, broadcasts to [n, *event_shape]; true where `known` is to be kept.
         temperature: above 0; below 1 sharpens every conditional distribution, above 1 flattens it.
         progress: show a bar that counts pixels.
+        seed: instead of a generator: which noise.
+        first: number of the first event in its stream of noise: events 4 .. 7 of a seed are the
+            last four of its first eight.
+        event_shape: (C, H, W), (C, T) or (T,).
+        distribution: what a symbol's parameters mean.
+        forward: `forward(model, x, **conditions)` gives the output; by default `model(x,
+            **conditions)`, its "logits" or its first or only tensor.
+        conditions: what the model is given besides, for each event or for all.
+        offset: the output at column t predicts the symbol at t + offset.
+        top_k: only the k most probable levels are drawn, see `Categorical.draw`.
+        top_p: only the most probable levels that reach this probability are drawn.
+        return_log_prob: return also the events' log-probabilities under the model itself (whatever
+            the temperature), [n] in nats, known symbols counted.
 
     Returns:
-        Levels [n, C, H, W] on the model's device; uint8 up to 256 levels, else int32. The training
-        mode of every submodule is what it was before.
+        Symbols [n, *event_shape] on the model's device; uint8 up to 256 levels, else int32, or the
+        model's dtype where they are continuous. The training mode of every submodule is what it was
+        before.
 
     Raises:
         InputError: an argument breaks its rule above.
     """
-    shape: tuple[int, int, int] = model.config.image_shape  # type: ignore[union-attr,assignment]
-    levels: int = model.config.levels  # type: ignore[union-attr,assignment]
-    is_count = isinstance(n, Integral) and not isinstance(n, bool) and n >= 1
-    _require(is_count, "an integer n >= 1", n=n)
-    _require(temperature > 0, "temperature > 0", temperature=temperature)
-    device = next(model.parameters()).device
-    dtype = torch.uint8 if levels <= 256 else torch.int32
-    images, keep = _start((n, *shape), levels, known, known_mask)
-    images, keep = images.to(device, dtype), keep.to(device)
-    noise = philox_uniform((n, *shape), generator=generator, device=device)
+    if event_shape is None:
+        event_shape = model.config.image_shape  # type: ignore[union-attr,assignment]
+    if distribution is None:
+        distribution = Categorical(model.config.levels, layout="KC")  # type: ignore[union-attr,arg-type]
+    call = ModelCall(model, tuple(event_shape), distribution, forward)  # type: ignore[arg-type]
+    n, options = require_count(n), Options(temperature, top_k, top_p)
+    require(seed is None or generator is None, "seed or generator", seed=seed, generator=generator)
+    device = call.placed()[1]
+    size, dtype = (n, *call.event_shape), call.symbol_dtype()
+    start, kept = known_symbols(size, distribution, dtype, known, known_mask)
+    given = conditions_of(dict(conditions or {}), n, device, None)
+    two = traced_conditions(given)
+    _, sizes = call.features(call.run(call.example(two), two), TRACED_BATCH)[0]
 
-    channels, height, width = shape
-    with evaluating(model), tqdm(total=height * width, unit="pixel", disable=not progress) as bar:
+    colours, height, width = call.grid
+    draws, per_draw = distribution.draws(sizes, colours), distribution.noise_per_draw
+    symbols = start.to(device).view(n, colours, height, width)
+    keep = kept.to(device).view_as(symbols)
+    noise = draw_noise(n, len(draws) * per_draw, (height, width), first, seed, generator, device)
+    log_prob = torch.zeros(n, dtype=torch.float64, device=device)
+    bar = tqdm(total=height * width, unit="pixel", disable=not progress)
+    with evaluating(model), bar:
         for row in range(height):
             for column in range(width):
-                for channel in range(channels):
-                    site = (slice(None), channel, row, column)
-                    if keep[site].all():
+                for number, (colour, count, features) in enumerate(draws):
+                    site = (slice(None), slice(colour, colour + count), row, column)
+                    if keep[site].all() and not return_log_prob:
                         continue
-                    logits = model(images)[:, :, channel, row, column]
-                    drawn = invert_cdf(logits / temperature, noise[site])
-                    images[site] = torch.where(keep[site], images[site], drawn.to(dtype))
+                    output = call.run(call.as_input(call.planes(symbols)), given)
+                    planes, _ = call.features(output, n)[0]
+                    seen, left, right = features_at(planes, features, offset, width)
+                    drawn = torch.full_like(symbols[site], distribution.start)
+                    if left <= column < right:
+                        parameters = seen[:, :, row, column - left]
+                        uniforms = noise[:, number * per_draw :, row, column][:, :per_draw]
+                        drawn = options.draw(distribution, parameters, uniforms).to(dtype)
+                    symbols[site] = torch.where(keep[site], symbols[site], drawn)
+                    if return_log_prob and left <= column < right:
+                        log_prob += distribution.log_prob(parameters, symbols[site])
                 bar.update()
-    return images
-
-
-def invert_cdf(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw from softmax(logits) with given noise: the inverse of the cumulative distribution.
-
-    Args:
-        logits: [N, K].
-        uniform: [N], in [0, 1).
-
-    Returns:
-        int64 [N], in 0 .. K - 1. Computed in float64, so that it hardly depends on the dtype.
-    """
-    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
-    # Scaled by the last entry, which rounding can leave below the largest possible u.
-    threshold = uniform.double()[:, None] * cumulative[:, -1:]
-    return (cumulative <= threshold).sum(dim=1).clamp_(max=logits.shape[1] - 1)
-
-
-def _start(
-    size: tuple[int, ...], levels: int, known: Tensor | None, known_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return the first image and where it is to be kept, both of the full size."""
-    if known is None:
-        _require(known_mask is None, "known= with known_mask=", known=None)
-        return torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.bool)
-    is_integer = not (known.is_floating_point() or known.is_complex() or known.dtype == torch.bool)
-    _require(is_integer, "integer levels", known=known.dtype)
-    if known_mask is None:
-        some_unknown = bool((known < 0).any())
-        _require(some_unknown, "known_mask=, or negative values where to draw", known_mask=None)
-        known_mask = known >= 0
-    _require(known_mask.dtype == torch.bool, "a bool mask", known_mask=known_mask.dtype)
-    given: dict[str, Any] = {"known": known, "known_mask": known_mask}
-    for name, tensor in given.items():
-        try:
-            given[name] = tensor.to("cpu").expand(size)
-        except RuntimeError:
-            rule = f"a shape that broadcasts to {list(size)}"
-            _require(False, rule, **{name: list(tensor.shape)})
-    values, keep = given["known"].to(torch.int64), given["known_mask"]
-    kept = values[keep]
-    in_range = kept.numel() == 0 or bool((kept >= 0).all() and (kept < levels).all())
-    _require(in_range, f"known levels in 0 .. {levels - 1} where known_mask is true", known="other")
-    return torch.where(keep, values, 0), keep
-
-
-def _require(condition: bool, rule: str, **values: Any) -> None:
-    if not condition:
-        got = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        raise InputError(f"sample: expected {rule}, got {got}")
+    events = symbols.view(size)
+    return (events, log_prob) if return_log_prob else events

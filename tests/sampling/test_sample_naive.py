@@ -100,7 +100,8 @@ def test_modes_and_gradients_are_as_before():
     inside = []
     model.head.register_forward_hook(lambda module, args, output: inside.append(module.training))
     drawn = sample_naive(model, 2, seeded(9))
-    assert inside == [False] * 4
+    assert len(inside) >= 4
+    assert not any(inside)
     assert [module.training for module in model.modules()] == modes
     assert torch.is_grad_enabled()
     assert not drawn.requires_grad
@@ -134,8 +135,8 @@ def test_inverse_cdf_at_the_ends_and_around_impossible_levels():
         ({"known": torch.zeros(2, 2, dtype=torch.int64)}, "negative values"),
         ({"known": torch.zeros(2, 2)}, "integer levels"),
         ({"known": torch.full((2, 3), -1)}, r"broadcasts to \[2, 1, 2, 2\]"),
-        ({"known": torch.tensor([[3, -1], [0, 0]])}, r"known levels in 0 \.\. 2"),
-        ({"known": torch.full((2, 2), -1), "known_mask": torch.ones(2, 2) > 0}, "known levels"),
+        ({"known": torch.tensor([[3, -1], [0, 0]])}, r"known: expected symbols in 0 \.\. 2"),
+        ({"known": torch.full((2, 2), -1), "known_mask": torch.ones(2, 2) > 0}, "known: expected"),
         ({"known": torch.full((2, 2), -1), "known_mask": torch.ones(2, 2)}, "a bool mask"),
     ],
 )

@@ -1,0 +1,247 @@
+"""How a user's model is called: from symbols to its input, and from its output to features."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfast.errors import InputError, UnsupportedModelError
+from genfast.nn import evaluating
+from genfast.sampling.distributions import Distribution
+
+Forward = Callable[..., Tensor]
+TRACED_BATCH = 2
+
+
+@dataclass(eq=False)
+class ModelCall:
+    """A model, what its input is made of, and how it is called.
+
+    Args:
+        model: any module.
+        event_shape: (C, H, W), (C, T) or (T,) symbols; a sound counts as an image of one row.
+        distribution: encodes symbols; None for a model that takes numbers of any kind.
+        forward: `forward(model, x, **conditioning)`, by default the call itself.
+    """
+
+    model: nn.Module
+    event_shape: tuple[int, ...]
+    distribution: Distribution | None
+    forward: Forward | None = None
+    integers: bool | None = field(default=None, init=False)  # None: not found out yet
+
+    def __post_init__(self) -> None:
+        shape = self.event_shape
+        is_shape = isinstance(shape, list | tuple | torch.Size) and 1 <= len(shape) <= 3
+        sizes = is_shape and all(isinstance(s, Integral) and s >= 1 for s in shape)
+        if not sizes:
+            rule = "event_shape (C, H, W), (C, T) or (T,) of positive integers"
+            raise InputError(f"compile_sampler: expected {rule}, got event_shape={shape!r}")
+        self.event_shape = tuple(int(size) for size in shape)
+        if len(shape) == 1 and self.encoded != 1:
+            raise InputError(
+                f"compile_sampler: expected event_shape (1, T) for symbols that are "
+                f"{self.encoded} numbers each, got event_shape={self.event_shape}"
+            )
+
+    @property
+    def encoded(self) -> int:
+        """Numbers the model sees for a symbol."""
+        return 1 if self.distribution is None else self.distribution.encoded
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Colours, height and width."""
+        shape = self.event_shape
+        padded = {1: (1, 1, *shape), 2: (*shape[:1], 1, *shape[1:])}.get(len(shape), shape)
+        colours, height, width = padded
+        return colours, height, width
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """(H, W), or (T,)."""
+        return self.event_shape[1:] if len(self.event_shape) > 1 else self.event_shape
+
+    def placed(self) -> tuple[torch.dtype, torch.device]:
+        """Dtype and device of the model's numbers: those of its first parameter or buffer."""
+        floating: Iterator[Tensor] = (
+            each
+            for tensors in (self.model.parameters(), self.model.buffers())
+            for each in tensors
+            if each.is_floating_point()
+        )
+        first = next(floating, None)
+        if first is None:
+            return torch.get_default_dtype(), torch.device("cpu")
+        return first.dtype, first.device
+
+    def symbol_dtype(self) -> torch.dtype:
+        """The dtype of symbols."""
+        own = None if self.distribution is None else self.distribution.dtype
+        return self.placed()[0] if own is None else own
+
+    def planes(self, symbols: Tensor) -> Tensor:
+        """Symbols [N, C, H, W] as the model sees them, [N, C * encoded, H, W]."""
+        assert self.distribution is not None
+        encoded = self.distribution.encode(symbols.permute(0, 2, 3, 1))
+        return encoded.permute(0, 3, 1, 2)
+
+    def as_input(self, planes: Tensor) -> Tensor:
+        """Planes [N, C * encoded, H, W] in the shape and dtype that the model takes."""
+        dtype, device = self.placed()
+        keep = not planes.is_floating_point() and self.integers is not False
+        planes = planes.to(device, planes.dtype if keep else dtype)
+        rows = self.event_shape[1:] if len(self.event_shape) > 1 else self.event_shape
+        features = planes.shape[1:2] if len(self.event_shape) > 1 else ()
+        return planes.reshape(planes.shape[0], *features, *rows)
+
+    def run(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """The model's output for an input, in evaluation mode and without gradients."""
+        from genfast.sampling.capture import default_forward
+
+        with evaluating(self.model):
+            forward = default_forward if self.forward is None else self.forward
+            return forward(self.model, x, **conditions)
+
+    def example(self, conditions: Mapping[str, Tensor], seed: int = 0) -> Tensor:
+        """A random input for two events, of the kind that the model takes.
+
+        Symbols that are integers are shown as such; if the model fails on them, as floats.
+
+        Raises:
+            UnsupportedModelError: it fails on both.
+        """
+        planes = self.random_planes(seed)
+        first_error: Exception | None = None
+        for integers in (True, False) if not planes.is_floating_point() else (False,):
+            self.integers = integers
+            x = self.as_input(planes)
+            try:
+                self.run(x, conditions)
+            except UnsupportedModelError:
+                raise
+            except Exception as error:
+                first_error = first_error or error
+                continue
+            return x
+        self.integers = None
+        assert first_error is not None
+        line = str(first_error).strip().split("\n")[0]
+        raise UnsupportedModelError(
+            f"compile_sampler: expected a model that takes x {list(x.shape)} {planes.dtype}, "
+            f"got {type(first_error).__name__}: {line}"
+        ) from first_error
+
+    def random_planes(self, seed: int) -> Tensor:
+        """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
+        symbols = self.random_symbols(seed)
+        return symbols if self.distribution is None else self.planes(symbols)
+
+    def random_symbols(self, seed: int) -> Tensor:
+        """Two events of random symbols, int64 or the model's dtype."""
+        generator = torch.Generator().manual_seed(seed)
+        size = (TRACED_BATCH, *self.grid)
+        noise = torch.rand(size, generator=generator, dtype=torch.float64)
+        dtype, device = self.placed()
+        if self.distribution is None or self.distribution.dtype is None:
+            return (2 * noise - 1).to(device, dtype)
+        levels = getattr(self.distribution, "levels", 2)
+        return (noise * levels).long().to(device)
+
+    def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
+        """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
+
+        The axes are taken as images, features, grid; then as images, grid, features; an output
+        [N * H * W, ...] as the latter. A sound may be longer or shorter than the input.
+        """
+        spatial, rank = self.spatial, len(self.spatial)
+        ways: list[Tensor] = []
+        if output.shape[0] == n and output.dim() > rank:
+            ways = [output, output.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
+        elif rank == 1 and output.shape[0] % n == 0 and output.dim() > 1:
+            ways = [output.unflatten(0, (n, -1)).movedim(1, -1)]  # type: ignore[no-untyped-call]
+        elif output.shape[0] == n * math.prod(spatial):
+            split = torch.unflatten(output, 0, (n, *spatial))
+            ways = [split.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
+        exact = [way for way in ways if tuple(way.shape[-rank:]) == spatial]
+        found = exact or (ways if rank == 1 else [])
+        if not found:
+            raise UnsupportedModelError(
+                f"compile_sampler: expected an output [N, ..., {', '.join(map(str, spatial))}], "
+                f"got {list(output.shape)} for N = {n}"
+            )
+        height, width = self.grid[1], -1
+        return [
+            (
+                way.reshape(n, math.prod(way.shape[1:-rank]), height, width),
+                tuple(way.shape[1:-rank]),
+            )
+            for way in found
+        ]
+
+
+def conditions_of(
+    conditioning: Mapping[str, Any], n: int, device: torch.device, like: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Conditioning for n images: tensors [n, ...] from tensors, numbers or lists.
+
+    A first axis of 1, or none where the example has one, is repeated for all images.
+
+    Args:
+        conditioning: what the user gives.
+        n: number of images.
+        device: where the tensors go.
+        like: the examples given when compiling: their names are the ones allowed and needed.
+
+    Raises:
+        InputError: a name or batch size does not fit.
+    """
+    if like is not None and set(conditioning) != set(like):
+        raise InputError(
+            f"sample: expected conditioning {sorted(like) or 'of no names'}, "
+            f"got {sorted(conditioning) or 'none'}"
+        )
+    found = {}
+    for name, value in conditioning.items():
+        tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value)).to(device)
+        rank = like[name].dim() if like is not None else max(1, tensor.dim())
+        if rank > 0:
+            each = tensor[None] if tensor.dim() == rank - 1 else tensor
+            if each.dim() != rank or each.shape[0] not in (1, n):
+                raise InputError(
+                    f"sample: expected {name} for {n} images, got {name}={list(tensor.shape)}"
+                )
+            tensor = each.expand(n, *each.shape[1:])
+        found[name] = tensor
+    return found
+
+
+def traced_conditions(conditioning: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """Examples of conditioning, repeated or cut to the two images that a model is traced with."""
+    traced = {}
+    for name, value in (conditioning or {}).items():
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        if tensor.dim() > 0:
+            if tensor.shape[0] == 0:
+                raise InputError(
+                    f"compile_sampler: expected an example of {name}, got {list(tensor.shape)}"
+                )
+            times = -(-TRACED_BATCH // tensor.shape[0])
+            tensor = tensor.repeat(times, *[1] * (tensor.dim() - 1))[:TRACED_BATCH]
+        traced[name] = tensor
+    return traced
+
+
+def features_at(
+    planes: Tensor, features: Sequence[int], offset: int, width: int
+) -> tuple[Tensor, int, int]:
+    """Features [N, P, H, columns] of an output, and the columns first .. last - 1 they predict.
+
+    The output at column t predicts the symbol at column t + offset of `width`.
+    """
+    first, last = max(0, offset), min(width, planes.shape[3] + offset)
+    return planes[:, list(features), :, first - offset : last - offset], first, last
