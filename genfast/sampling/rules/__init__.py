@@ -1,0 +1,1 @@
+"""What each op of PyTorch does to values on grids: one rule per op, registered in `lower.RULES`."""
