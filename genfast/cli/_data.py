@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from genfast.errors import InputError
 
 if TYPE_CHECKING:
-    from genfast.data import ImageDataset
+    from genfast.data import ImageDataset, SoundDataset
 
 NOTE = "command.json"
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """From where to read images, and how.
+    """From where to read images or sounds, and how.
 
     Attributes:
         spec: what `genfast.data.open_data` takes.
@@ -32,13 +32,11 @@ class DataOptions:
     follow_links: bool = False
 
     def open(self, split: str) -> "ImageDataset":
-        """Open one split."""
+        """Open one split of images."""
         from genfast.data import folder, open_data
         from genfast.data.open import detect
 
-        common: dict[str, Any] = {"follow_links": self.follow_links}
-        if self.max_bytes is not None:
-            common["max_bytes"] = self.max_bytes
+        common = self._common()
         if self.size is None and self.channels is None:
             return open_data(self.spec, split, **common)
         path = self.spec.removeprefix("folder:")
@@ -47,6 +45,19 @@ class DataOptions:
             raise InputError(f"data: expected {rule}, got --data {self.spec!r}")
         size = None if self.size is None else _parse_size(self.size)
         return folder(path, split, size=size, channels=self.channels, **common)
+
+    def open_sounds(self, split: str) -> "SoundDataset":
+        """Open one split of sounds."""
+        from genfast.data import open_sounds
+
+        if self.size is not None or self.channels is not None:
+            rule = "no --size and no --channels with sounds"
+            raise InputError(f"data: expected {rule}, got --data {self.spec!r}")
+        return open_sounds(self.spec, split, **self._common())
+
+    def _common(self) -> dict[str, Any]:
+        cap = {} if self.max_bytes is None else {"max_bytes": self.max_bytes}
+        return {"follow_links": self.follow_links, **cap}
 
 
 def write_note(run: Path, model: str, data: DataOptions) -> None:

@@ -31,8 +31,12 @@ SPEC_HELP = (
     " of CIFAR .bin files, of train.npz and test.npz, or of image files; or one such file."
     " FORMAT:PATH (idx, cifar, cifar10, cifar100, npz, folder) says which it is"
 )
+SOUNDS_HELP = "For wavenet sounds: a folder of WAV files of one sample rate"
 
 Data = Annotated[str, option(metavar="SPEC", help=f"{SPEC_HELP}.", group=DATA_GROUP)]
+TrainingData = Annotated[
+    str, option("--data", metavar="SPEC", help=f"{SPEC_HELP}. {SOUNDS_HELP}.", group=DATA_GROUP)
+]
 Size = Annotated[
     str | None,
     option(
@@ -137,8 +141,10 @@ def list_settings(wanted: bool) -> None:
     for name, (config_class, model_class) in MODELS.items():
         print(f"{name}: {(inspect.getdoc(model_class) or '').partition(chr(10))[0]}")
         meanings = _attributes(config_class)
+        is_of_images = model_class.domain == "images"
+        of_data = ("image_shape", "levels") if is_of_images else ("sample_rate",)
         for field in dataclasses.fields(config_class):
-            if field.name not in ("image_shape", "levels"):  # these come from the data
+            if field.name not in of_data:
                 default = str(field.default).strip("()").replace(" ", "")
                 print(f"  {field.name}={default}  {meanings.get(field.name, '')}")
         print()

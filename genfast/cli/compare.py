@@ -22,6 +22,10 @@ from genfast.cli._options import (
 )
 from genfast.errors import InputError
 
+# The keys of genfast.evaluation.DEMO, and the models of images: see MODEL_NAMES.
+DEFAULT = ("pixelcnn", "autoencoder", "vae", "gan")
+COMPARED = tuple(name for name in MODEL_NAMES if name != "wavenet")
+
 
 def compare(
     data: Data,
@@ -33,8 +37,8 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="MODEL|RUN",
-            help=f"Models to train ({', '.join(MODEL_NAMES)}) and folders of finished runs "
-            "(default: all four models).",
+            help=f"Models to train ({', '.join(COMPARED)}) and folders of finished runs "
+            f"(default: {', '.join(DEFAULT)}).",
         ),
     ] = None,
     size: Size = None,
@@ -82,7 +86,7 @@ def compare(
         raise InputError(f"compare: expected --seed in [0, 2**32), got {seed}")
     from genfast.evaluation import compare as run_comparison
 
-    names = list(models or MODEL_NAMES)
+    names = list(models or DEFAULT)
     source = DataOptions(data, size, channels, max_bytes, follow_links)
     wanted = _settings(epochs, parse_settings("compare", settings or []))
     run_comparison(

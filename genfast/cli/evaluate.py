@@ -99,6 +99,9 @@ def evaluate(
         known = ", ".join(CLASSIFIERS)
         raise InputError(f"evaluate: expected --classifier among {known}, got {unknown[0]!r}")
     model = load(run, device=device)
+    if model.domain != "images":
+        kind = type(model).__name__
+        raise InputError(f"evaluate: expected a model of images, got {kind}, a model of sounds")
     source = _source(run, DataOptions(data or "", size, channels, max_bytes, follow_links))
     test = source.open(split)
     options: dict[str, Any] = {"classifiers": classifier} if classifier else {}

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,10 +17,10 @@ from genfast.cli._options import (
     DATA_GROUP,
     MODEL_NAMES,
     Channels,
-    Data,
     FollowLinks,
     MaxBytes,
     Size,
+    TrainingData,
     check_model,
     fit_to_fields,
     list_settings,
@@ -34,14 +34,14 @@ def train(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help=f"One of {', '.join(MODEL_NAMES)}.")
     ],
-    data: Data,
+    data: TrainingData,
     valid: Annotated[
         str | None,
         option(
             metavar="SPEC",
             group=DATA_GROUP,
-            help="Images to measure the loss on after each epoch, not for gan; may be the SPEC of "
-            "--data (default: none).",
+            help="Images or sounds to measure the loss on after each epoch, not for gan; may be "
+            "the SPEC of --data (default: none).",
         ),
     ] = None,
     valid_split: Annotated[
@@ -64,7 +64,8 @@ def train(
             metavar="NAME=VALUE",
             group="Model",
             help="A setting of the model, such as channels=64 or hidden=512,256; may be repeated "
-            "(default: see --list-settings). Image shape and grey levels come from the data.",
+            "(default: see --list-settings). Image shape and grey levels, or the sample rate, come "
+            "from the data.",
         ),
     ] = None,
     list_settings: Annotated[
@@ -131,8 +132,14 @@ def train(
         rule = "--out without a run in it, or --resume to go on with that run"
         raise InputError(f"train: expected {rule}, got {str(run)!r}")
     source = DataOptions(data, size, channels, max_bytes, follow_links)
-    train_data = source.open("train")
-    valid_data = None if valid is None else replace(source, spec=valid).open(valid_split)
+    of_sounds = MODELS[model][1].domain == "sounds"
+    held_out = None if valid is None else replace(source, spec=valid)
+    if of_sounds:
+        train_data: Any = source.open_sounds("train")
+        valid_data: Any = None if held_out is None else held_out.open_sounds(valid_split)
+    else:
+        train_data = source.open("train")
+        valid_data = None if held_out is None else held_out.open(valid_split)
     try:
         fit(
             model,
@@ -149,7 +156,7 @@ def train(
             print(f"genfast: stopped; --resume goes on with the run in {run}", file=sys.stderr)
         raise
     write_note(run, model, source)
-    _report(run)
+    _report(run, of_sounds)
 
 
 def _name_of(spec: str) -> str:
@@ -158,9 +165,10 @@ def _name_of(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", path.name.partition(".")[0]) or "data"
 
 
-def _report(run: Path) -> None:
+def _report(run: Path, of_sounds: bool) -> None:
     """Say where the run is, what it took and what it reached."""
     summary = json.loads((run / "summary.json").read_bytes())
     losses = ", ".join(f"{name} {value:.4g}" for name, value in summary["losses"].items())
     print(f"{run}: {summary['steps']} steps in {summary['seconds']:.1f} s; {losses}")
-    print(f"next: genfast sample {shlex.quote(str(run))} -n 64 -o grid.png")
+    wanted = "-n 8 -o sounds" if of_sounds else "-n 64 -o grid.png"
+    print(f"next: genfast sample {shlex.quote(str(run))} {wanted}")

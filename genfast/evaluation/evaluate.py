@@ -76,6 +76,9 @@ def evaluate(
     Raises:
         InputError: The test images do not fit the model, or are too few to judge.
     """
+    if getattr(model, "domain", "images") != "images":
+        kind = type(model).__name__
+        raise InputError(f"evaluate: expected a model of images, got {kind}, a model of sounds")
     levels = levels_of(model)
     config: Any = model.config
     if tuple(test.image_shape) != tuple(config.image_shape) or test.levels != levels:
@@ -90,7 +93,8 @@ def evaluate(
     if generated is None:
         generated = generate(model, min(len(test), MAX_IMAGES), seed=seed, batch_size=batch_size)
     cost = sampling_cost(model, batch=sampling_batch, seed=seed)
-    nats = likelihood(model, images, seed=seed, batch_size=batch_size)
+    labels = test.labels if getattr(config, "classes", 0) else None
+    nats = likelihood(model, images, labels, seed=seed, batch_size=batch_size)
     with evaluating(model):
         traits = properties(model, images[:1], cost, None if nats is None else nats["kind"])
     return {
@@ -138,16 +142,29 @@ def judge(
 
 
 def likelihood(
-    model: nn.Module, images: Tensor, *, seed: int = 0, batch_size: int = 256
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
 ) -> dict[str, Any] | None:
     """Log-likelihood of images in nats per image and as bits per dimension, exact or a bound.
 
+    Args:
+        model: what has `log_prob` or `elbo`.
+        images: `[N, C, H, W]` grey levels.
+        labels: `[N]`, for a model with classes: then of the images given them.
+        seed: of the noise in a bound.
+        batch_size: images per call.
+
     Returns:
         None where the model assigns no probabilities to grey levels: it has neither `log_prob` nor
-        `elbo`, or its decoder has no likelihood (a Bernoulli decoder with more than two levels).
+        `elbo`, its decoder has no likelihood (a Bernoulli decoder with more than two levels), or
+        what it is conditioned on is not known.
     """
     named: Any = model
-    method: Callable[[Tensor], Tensor]
+    method: Callable[..., Tensor]
     if hasattr(model, "log_prob"):
         kind, method = "exact", named.log_prob
     elif hasattr(model, "elbo"):
@@ -156,10 +173,10 @@ def likelihood(
         return None
     with evaluating(model), seeded(seed, device_of(model)):
         try:
-            method(images[:1].to(device_of(model)))
+            per_batch(model, method, images[:1], 1, None if labels is None else labels[:1])
         except InputError:
             return None
-        nats = Estimate.of(per_batch(model, method, images, batch_size))
+        nats = Estimate.of(per_batch(model, method, images, batch_size, labels))
     return {
         "kind": kind,
         "nats": asdict(nats),

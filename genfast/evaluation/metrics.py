@@ -135,14 +135,27 @@ def histogram_bits_per_dim(train: Tensor, test: Tensor, levels: int) -> float:
 
 
 def per_batch(
-    model: nn.Module, method: Callable[[Tensor], Tensor], images: Tensor, batch_size: int
+    model: nn.Module,
+    method: Callable[..., Tensor],
+    images: Tensor,
+    batch_size: int,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """`method` over batches of `images` on the model's device, without gradients, concatenated."""
+    """`method` over batches of `images` on the model's device, without gradients, concatenated.
+
+    Where there are labels, `method` gets each batch's too.
+    """
     device = device_of(model)
+    batches = list(torch.split(images, batch_size))
+    more: list[dict[str, Tensor]] = [{} for _ in batches]
+    if labels is not None:
+        more = [{"labels": each.to(device)} for each in torch.split(labels, batch_size)]
     with torch.no_grad():
-        return torch.cat(
-            [method(batch.to(device)).cpu() for batch in torch.split(images, batch_size)]
-        )
+        results = [
+            method(batch.to(device), **named).cpu()
+            for batch, named in zip(batches, more, strict=True)
+        ]
+    return torch.cat(results)
 
 
 def device_of(model: nn.Module) -> torch.device:

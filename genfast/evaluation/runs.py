@@ -56,10 +56,11 @@ def find_entries(
     """
     if not names_or_runs:
         raise InputError("compare: expected at least one family or run, got none")
+    families = [name for name, (_, model) in MODELS.items() if model.domain == "images"]
     entries = []
     for given in names_or_runs:
         name = str(given)
-        if name in MODELS:
+        if name in families:
             asked = settings.get(name, {})
             request = {
                 "model": name,
@@ -72,7 +73,7 @@ def find_entries(
         elif (Path(given) / "run.json").is_file():
             entries.append(Entry(Path(given).resolve().name, Path(given), None))
         else:
-            known = ", ".join(MODELS)
+            known = ", ".join(families)
             raise InputError(f"compare: expected a family ({known}) or a run, got {name!r}")
     folders = [entry.run.resolve() for entry in entries]
     twice = [entry for index, entry in enumerate(entries) if folders[index] in folders[:index]]

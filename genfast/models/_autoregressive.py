@@ -1,10 +1,16 @@
-"""What the autoregressive models share: checks on conditioning, sums of log-likelihoods."""
+"""What the autoregressive models share: conditioning, sums of log-likelihoods, sampling."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genfast.models._base import require
+from genfast.models._base import GenerativeModel, require
+from genfast.sampling import sample_naive
+from genfast.sampling.distributions import Distribution
+
+METHODS = ("compiled", "naive")
 
 
 def labels_of(where: str, labels: Tensor | None, n: int, classes: int) -> Tensor | None:
@@ -59,3 +65,43 @@ def categorical_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     # Half-precision logits are summed over levels and places in float32.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -F.cross_entropy(logits, x.long(), reduction="none").flatten(1).sum(dim=1)
+
+
+def classes_in_turn(labels: Tensor | None, n: int, classes: int) -> Tensor | None:
+    """Return the labels to draw with: those given, else 0, 1, 2, ... again and again."""
+    return torch.arange(n) % classes if labels is None and classes else labels
+
+
+def draw(
+    model: GenerativeModel,
+    n: int,
+    distribution: Distribution,
+    conditions: dict[str, Tensor | None],
+    *,
+    event_shape: tuple[int, ...] | None = None,
+    method: str = "compiled",
+    **options: Any,
+) -> Any:
+    """Draw n images or sounds from a model; see `genfast.sampling.sample_naive`.
+
+    Args:
+        model: gives the distribution's parameters.
+        n: how many.
+        distribution: what the parameters mean.
+        conditions: what the model is given besides; those that are None are left out.
+        event_shape: the shape of each, by default the model's.
+        method: "compiled", or "naive" for a forward pass a symbol.
+        **options: `generator`, `seed`, `known`, `known_mask`, `temperature`, `top_k`, `top_p`,
+            `progress` and `return_log_prob`.
+    """
+    where = type(model).__name__
+    require(where, method in METHODS, f"method in {METHODS}", method=method)
+    given = {name: value for name, value in conditions.items() if value is not None}
+    return sample_naive(
+        model,
+        n,
+        event_shape=event_shape or model.event_shape,
+        distribution=distribution,
+        conditions=given,
+        **options,
+    )

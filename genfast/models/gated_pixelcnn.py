@@ -7,15 +7,28 @@ Image Generation with PixelCNN Decoders" (section 2, figures 1 and 2).
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfast.models._autoregressive import categorical_log_prob, labels_of, vectors_of
-from genfast.models._base import GenerativeModel, check_image, check_sizes, require
+from genfast.models._autoregressive import (
+    categorical_log_prob,
+    classes_in_turn,
+    draw,
+    labels_of,
+    vectors_of,
+)
+from genfast.models._base import (
+    GenerativeModel,
+    check_image,
+    check_sizes,
+    require,
+    require_count,
+)
 from genfast.nn import MaskedConv2d
+from genfast.sampling.distributions import Categorical, Distribution
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class GatedPixelCNNConfig:
         levels: number of grey levels of a pixel: the width of each softmax.
         channels: p of the paper's figure 2: width of each stack. A multiple of C.
         layers: number of gated layers, the first one with mask A among them.
-        kernel_size: size of the first layer's convolutions; odd.
+        kernel_size: size of the first layer's convolutions; odd, from 3.
         inner_kernel_size: n of figure 2, size of the other layers' convolutions; odd.
         head_channels: width between the two 1 x 1 convolutions of the head. A multiple of C.
         classes: number of class labels to condition on; 0 without.
@@ -46,8 +59,8 @@ class GatedPixelCNNConfig:
 
     def __post_init__(self) -> None:
         check_image(self)
-        sizes = ("channels", "layers", "kernel_size", "inner_kernel_size", "head_channels")
-        check_sizes(self, *sizes)
+        check_sizes(self, "channels", "layers", "inner_kernel_size", "head_channels")
+        check_sizes(self, "kernel_size", minimum=3)
         check_sizes(self, "classes", "embedding", minimum=0)
         for name in ("kernel_size", "inner_kernel_size"):
             size = getattr(self, name)
@@ -209,3 +222,74 @@ class GatedPixelCNN(GenerativeModel):
         nll = -self.log_prob(x, labels, embedding).mean()
         bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
         return {"loss": nll, "bits_per_dim": bits_per_dim}
+
+    @property
+    def distribution(self) -> Distribution:
+        """What the logits mean."""
+        return Categorical(self.config.levels, layout="KC")
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        seed: int | None = None,
+        labels: Tensor | None = None,
+        embedding: Tensor | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        return_log_prob: bool = False,
+        method: str = "compiled",
+    ) -> Any:
+        """Draw images [n, C, H, W], or complete known ones.
+
+        Args:
+            n: how many.
+            generator: source of the noise; torch's global one by default.
+            progress: show a bar that counts pixels.
+            seed: instead of a generator: which noise.
+            labels: class numbers [n]; by default the classes in turn.
+            embedding: vectors [n, config.embedding], where the model takes them.
+            known: levels to complete, of a shape that broadcasts to the result's; without
+                `known_mask`, negative ones mark what is to be drawn.
+            known_mask: bool, true where `known` is to be kept.
+            temperature: above 0; below 1 is safer, above 1 more varied.
+            top_k: draw among this many most probable levels only.
+            top_p: draw among the most probable levels that reach this probability only.
+            return_log_prob: return also the log-probabilities [n] in nats under the model itself.
+            method: "compiled", or "naive": a forward pass for every symbol.
+
+        Raises:
+            InputError: an argument breaks its rule.
+        """
+        labels, embedding = self._conditions(n, labels, embedding)
+        return draw(
+            self,
+            n,
+            self.distribution,
+            {"labels": labels, "embedding": embedding},
+            method=method,
+            generator=generator,
+            seed=seed,
+            known=known,
+            known_mask=known_mask,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            progress=progress,
+            return_log_prob=return_log_prob,
+        )
+
+    def _conditions(
+        self, n: int, labels: Tensor | None, embedding: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Check what to draw n images with."""
+        require_count("sample", n)
+        labels = classes_in_turn(labels, n, self.config.classes)
+        labels = labels_of("GatedPixelCNN", labels, n, self.config.classes)
+        shape = (n, self.config.embedding)
+        return labels, vectors_of("GatedPixelCNN", "embedding", embedding, shape)

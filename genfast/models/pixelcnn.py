@@ -7,15 +7,15 @@ Source: van den Oord, Kalchbrenner and Kavukcuoglu 2016, "Pixel Recurrent Neural
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genfast.models._autoregressive import categorical_log_prob, draw
 from genfast.models._base import GenerativeModel, check_image, check_sizes, require
 from genfast.nn import MaskedConv2d
-from genfast.sampling import sample_naive
+from genfast.sampling.distributions import Categorical, Distribution
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,7 @@ class PixelCNN(GenerativeModel):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-likelihood [N] in nats of integer images [N, C, H, W]."""
         self._check_images(x)
-        logits = self(x)
-        # Half-precision logits are summed over levels and pixels in float32.
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        nll = F.cross_entropy(logits, x.long(), reduction="none")
-        return -nll.flatten(1).sum(dim=1)
+        return categorical_log_prob(self(x), x)
 
     def bits_per_dim(self, x: Tensor) -> Tensor:
         """Return the negative log-likelihood [N] in bits per dimension, C * H * W of them."""
@@ -133,15 +129,58 @@ class PixelCNN(GenerativeModel):
         bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
         return {"loss": nll, "bits_per_dim": bits_per_dim}
 
+    @property
+    def distribution(self) -> Distribution:
+        """What the logits mean."""
+        return Categorical(self.config.levels, layout="KC")
+
     def sample(
         self,
         n: int,
         *,
         generator: torch.Generator | None = None,
         progress: bool = False,
+        seed: int | None = None,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
         temperature: float = 1.0,
-    ) -> Tensor:
-        """Draw images [n, C, H, W] or complete known ones: see `genfast.sampling.sample_naive`."""
-        return sample_naive(self, n, generator, known, known_mask, temperature, progress)
+        top_k: int | None = None,
+        top_p: float | None = None,
+        return_log_prob: bool = False,
+        method: str = "compiled",
+    ) -> Any:
+        """Draw images [n, C, H, W], or complete known ones.
+
+        Args:
+            n: how many.
+            generator: source of the noise; torch's global one by default.
+            progress: show a bar that counts pixels.
+            seed: instead of a generator: which noise.
+            known: levels to complete, of a shape that broadcasts to the result's; without
+                `known_mask`, negative ones mark what is to be drawn.
+            known_mask: bool, true where `known` is to be kept.
+            temperature: above 0; below 1 is safer, above 1 more varied.
+            top_k: draw among this many most probable levels only.
+            top_p: draw among the most probable levels that reach this probability only.
+            return_log_prob: return also the log-probabilities [n] in nats under the model itself.
+            method: "compiled", or "naive": a forward pass for every symbol.
+
+        Raises:
+            InputError: an argument breaks its rule.
+        """
+        return draw(
+            self,
+            n,
+            self.distribution,
+            {},
+            method=method,
+            generator=generator,
+            seed=seed,
+            known=known,
+            known_mask=known_mask,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            progress=progress,
+            return_log_prob=return_log_prob,
+        )

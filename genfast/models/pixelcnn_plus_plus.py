@@ -7,22 +7,24 @@ Discretized Logistic Mixture Likelihood and Other Modifications" (section 2, fig
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from genfast.models._autoregressive import labels_of
+from genfast.models._autoregressive import classes_in_turn, draw, labels_of
 from genfast.models._base import (
     GenerativeModel,
     check_image,
     check_number,
     check_sizes,
     require,
+    require_count,
 )
 from genfast.nn import logistic_mixture_nll
+from genfast.sampling.distributions import Distribution, LogisticMixture
 
 STAGES = 3
 """Resolutions: each has half the height and width of the one before."""
@@ -240,6 +242,62 @@ class PixelCNNPlusPlus(GenerativeModel):
         nll = -self.log_prob(x, labels).mean()
         bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
         return {"loss": nll, "bits_per_dim": bits_per_dim}
+
+    @property
+    def distribution(self) -> Distribution:
+        """What the parameters mean."""
+        config = self.config
+        return LogisticMixture(config.levels, config.mixtures, config.image_shape[0], values=None)
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        seed: int | None = None,
+        labels: Tensor | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        return_log_prob: bool = False,
+        method: str = "compiled",
+    ) -> Any:
+        """Draw images [n, C, H, W], or complete known ones.
+
+        Args:
+            n: how many.
+            generator: source of the noise; torch's global one by default.
+            progress: show a bar that counts pixels.
+            seed: instead of a generator: which noise.
+            labels: class numbers [n]; by default the classes in turn.
+            known: levels to complete, of a shape that broadcasts to the result's; without
+                `known_mask`, negative ones mark what is to be drawn.
+            known_mask: bool, true where `known` is to be kept.
+            temperature: above 0; below 1 is safer, above 1 more varied.
+            return_log_prob: return also the log-probabilities [n] in nats under the model itself.
+            method: "compiled", or "naive": a forward pass for every symbol.
+
+        Raises:
+            InputError: an argument breaks its rule.
+        """
+        require_count("sample", n)
+        labels = classes_in_turn(labels, n, self.config.classes)
+        labels = labels_of("PixelCNNPlusPlus", labels, n, self.config.classes)
+        return draw(
+            self,
+            n,
+            self.distribution,
+            {"labels": labels},
+            method=method,
+            generator=generator,
+            seed=seed,
+            known=known,
+            known_mask=known_mask,
+            temperature=temperature,
+            progress=progress,
+            return_log_prob=return_log_prob,
+        )
 
 
 def _pairs(above: nn.Module, left: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

@@ -7,21 +7,29 @@ logistics for 16-bit samples: van den Oord et al. 2017, "Parallel WaveNet" (sect
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfast.models._autoregressive import categorical_log_prob, labels_of, vectors_of
+from genfast.models._autoregressive import (
+    categorical_log_prob,
+    classes_in_turn,
+    draw,
+    labels_of,
+    vectors_of,
+)
 from genfast.models._base import (
     GenerativeModel,
     check_choice,
     check_levels,
     check_sizes,
     require,
+    require_count,
 )
 from genfast.nn import logistic_mixture_nll
+from genfast.sampling.distributions import Categorical, Distribution, LogisticMixture
 
 LOWEST_LOG_SCALE = -14.0
 """Of the logistics: a hundredth of a 16-bit step."""
@@ -257,6 +265,82 @@ class WaveNet(GenerativeModel):
         self._check_part(part, ("model",))
         nll = -self.log_prob(x, labels, features).mean()
         return {"loss": nll, "bits_per_dim": nll.detach() / (x.shape[2] * math.log(2))}
+
+    @property
+    def distribution(self) -> Distribution:
+        """What the output means."""
+        config = self.config
+        if config.output == "softmax":
+            return Categorical(config.levels, layout="KC")
+        return LogisticMixture(
+            config.levels, config.mixtures, 1, values=None, lowest_log_scale=LOWEST_LOG_SCALE
+        )
+
+    def sample(
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        seed: int | None = None,
+        labels: Tensor | None = None,
+        features: Tensor | None = None,
+        length: int | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        return_log_prob: bool = False,
+        method: str = "compiled",
+    ) -> Any:
+        """Draw sounds [n, 1, T] of levels, or complete known ones.
+
+        Args:
+            n: how many.
+            generator: source of the noise; torch's global one by default.
+            progress: show a bar that counts samples.
+            seed: instead of a generator: which noise.
+            labels: class numbers [n]; by default the classes in turn.
+            features: frames [n, features, F] with F = ceil(T / hop), where the model takes them.
+            length: T; `config.length` by default.
+            known: levels to complete, of a shape that broadcasts to the result's; without
+                `known_mask`, negative ones mark what is to be drawn.
+            known_mask: bool, true where `known` is to be kept.
+            temperature: above 0; below 1 is safer, above 1 more varied.
+            top_k: draw among this many most probable levels only.
+            top_p: draw among the most probable levels that reach this probability only.
+            return_log_prob: return also the log-probabilities [n] in nats under the model itself.
+            method: "compiled", or "naive": a forward pass for every symbol.
+
+        Raises:
+            InputError: an argument breaks its rule.
+        """
+        require_count("sample", n)
+        config = self.config
+        samples = config.length if length is None else length
+        require("sample", isinstance(samples, int) and samples >= 1, "length >= 1", length=length)
+        labels = classes_in_turn(labels, n, config.classes)
+        labels = labels_of("WaveNet", labels, n, config.classes)
+        frames = -(-samples // config.hop)
+        features = vectors_of("WaveNet", "features", features, (n, config.features, frames))
+        return draw(
+            self,
+            n,
+            self.distribution,
+            {"labels": labels, "features": features},
+            event_shape=(1, samples),
+            method=method,
+            generator=generator,
+            seed=seed,
+            known=known,
+            known_mask=known_mask,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            progress=progress,
+            return_log_prob=return_log_prob,
+        )
 
     def _check_images(self, x: Tensor) -> None:
         fits = x.dim() == 3 and x.shape[1] == 1 and x.shape[2] >= 1

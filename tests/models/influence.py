@@ -1,0 +1,39 @@
+"""What outputs depend on, found by gradients."""
+
+import torch
+
+
+def influence(model, x, site):
+    """Gradient of a random combination of the features `output[(0, slice, *site)]` on x[0]."""
+    x = x.double().requires_grad_()
+    output = model(x)
+    features = output[(0, slice(None), *site)]
+    (gradient,) = torch.autograd.grad(features @ torch.randn_like(features), x)
+    assert (gradient[1:] == 0).all(), "images of a batch must not see each other"
+    return gradient[0]
+
+
+def train(model, steps, loss, rate=2e-3):
+    """Take a few steps; return the losses before and after."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    model.eval()
+    with torch.no_grad():
+        before = loss().item()
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        return before, loss().item()
+
+
+def enlarge(model, factor=3.0):
+    """Make weights large enough that outputs depend on each other visibly; in float64."""
+    model.double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 or "original0" in name:
+                parameter *= factor
+    return model
