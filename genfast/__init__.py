@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from genfast.evaluation import compare as compare
     from genfast.evaluation import evaluate as evaluate
     from genfast.models import create as create
+    from genfast.sampling import Bernoulli as Bernoulli
+    from genfast.sampling import Categorical as Categorical
+    from genfast.sampling import CustomDistribution as CustomDistribution
+    from genfast.sampling import Gaussian as Gaussian
+    from genfast.sampling import LogisticMixture as LogisticMixture
+    from genfast.sampling import check_causality as check_causality
+    from genfast.sampling import compile_sampler as compile_sampler
     from genfast.training import fit as fit
     from genfast.training import load as load
 
@@ -36,7 +43,14 @@ _SUBMODULES = (
     "data", "evaluation", "images", "info", "models", "nn", "ops", "sampling", "training"
 )  # fmt: skip
 _FUNCTIONS = {
+    "Bernoulli": "sampling",
+    "Categorical": "sampling",
+    "CustomDistribution": "sampling",
+    "Gaussian": "sampling",
+    "LogisticMixture": "sampling",
+    "check_causality": "sampling",
     "compare": "evaluation",
+    "compile_sampler": "sampling",
     "create": "models",
     "evaluate": "evaluation",
     "fit": "training",

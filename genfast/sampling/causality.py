@@ -95,11 +95,13 @@ def check_causality(
     """
     from genfast.sampling.capture import capture
     from genfast.sampling.lower import lower
+    from genfast.sampling.model_call import traced_conditions
     from genfast.sampling.sampler import example_input
 
     shape = tuple(event_shape)
-    x = example_input(model, shape, distribution)
-    captured = capture(model, x, dict(conditioning or {}), forward)
+    conditions = traced_conditions(conditioning)
+    x = example_input(model, shape, distribution, forward, conditions)
+    captured = capture(model, x, conditions, forward)
     graph = lower(captured)
     colours = shape[0] if len(shape) > 1 else 1
     if distribution is not None:
@@ -110,12 +112,15 @@ def check_causality(
 
 
 def report_causality(
-    graph: Graph, colours: int, draws: Draws, predicts: str | None = None
+    graph: Graph,
+    colours: int,
+    draws: Draws,
+    predicts: str | None = None,
+    found: Dependence | None = None,
 ) -> CausalityReport:
-    """Report on a captured model; see `check_causality`."""
+    """Report on a captured model; see `check_causality`. `found`: its analysis, if there is one."""
     _height, width = graph.input.height, graph.input.width
-    time = scan_time(graph, colours)
-    found = analyse(graph, time)
+    found = analyse(graph, scan_time(graph, colours)) if found is None else found
     ready = _output_ready(graph, found, draws)
     offset = find_offset(graph, ready, colours, predicts)
     due = [_due(graph, width, colours, first, offset) for first, _, _ in draws]

@@ -85,8 +85,8 @@ def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the paramete
         offset: the output at column t predicts the symbol at t + offset.
         top_k: only the k most probable levels are drawn, see `Categorical.draw`.
         top_p: only the most probable levels that reach this probability are drawn.
-        return_log_prob: return also the events' log-probabilities under the model itself (whatever
-            the temperature), [n] in nats, known symbols counted.
+        return_log_prob: return also the log-probabilities [n] in nats of what was drawn, under the
+            model itself whatever the temperature: sums over the draws with a symbol not known.
 
     Returns:
         Symbols [n, *event_shape] on the model's device; uint8 up to 256 levels, else int32, or the
@@ -122,7 +122,7 @@ def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the paramete
             for column in range(width):
                 for number, (colour, count, features) in enumerate(draws):
                     site = (slice(None), slice(colour, colour + count), row, column)
-                    if keep[site].all() and not return_log_prob:
+                    if keep[site].all():
                         continue
                     output = call.run(call.as_input(call.planes(symbols)), given)
                     planes, _ = call.features(output, n)[0]
@@ -134,7 +134,8 @@ def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the paramete
                         drawn = options.draw(distribution, parameters, uniforms).to(dtype)
                     symbols[site] = torch.where(keep[site], symbols[site], drawn)
                     if return_log_prob and left <= column < right:
-                        log_prob += distribution.log_prob(parameters, symbols[site])
+                        terms = distribution.log_prob(parameters, symbols[site])
+                        log_prob += terms.masked_fill(keep[site].all(dim=1), 0)
                 bar.update()
     events = symbols.view(size)
     return (events, log_prob) if return_log_prob else events

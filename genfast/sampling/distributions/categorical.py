@@ -52,6 +52,11 @@ class Categorical:
     def __repr__(self) -> str:
         return f"Categorical({self.levels})"
 
+    @property
+    def table(self) -> Tensor:
+        """What the model sees for each level: [K, encoded], int64 or float64."""
+        return self._values.table
+
     def draws(self, output_sizes: Sequence[int], colours: int) -> list[DrawSpec]:
         """One draw a colour, of its K logits."""
         features = features_by_colour(

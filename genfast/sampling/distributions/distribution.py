@@ -180,14 +180,14 @@ class LevelValues:
             rule = "values None, 'unit', 'signed' or a tensor"
             raise InputError(f"{where}: expected {rule}, got values={values!r}")
         self.encoded = table.shape[1]
-        self._tables = {table.device: table.contiguous()}
-        self._first = self._tables[table.device]
+        self.table = table.contiguous()
+        self._tables = {table.device: self.table}
 
     def encode(self, symbols: Tensor) -> Tensor:
         """Levels [..., count] to [..., count * D]: int64 from an integer table, else float64."""
         table = self._tables.get(symbols.device)
         if table is None:
-            table = self._tables[symbols.device] = self._first.to(symbols.device)
+            table = self._tables[symbols.device] = self.table.to(symbols.device)
         return table[symbols.long()].flatten(-2)
 
 

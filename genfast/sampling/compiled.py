@@ -1,0 +1,171 @@
+"""The pipeline: from a model to a program that is verified, and to executors of it."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfast.errors import InputError, UnsupportedModelError
+from genfast.sampling.distributions import Distribution
+from genfast.sampling.distributions.distribution import DrawSpec
+from genfast.sampling.fingerprint import Fingerprint, fingerprint
+from genfast.sampling.model_call import ModelCall
+from genfast.sampling.program import Draw, Program
+from genfast.sampling.protocol import Executor
+from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.verify import verify
+
+MakeExecutor = Callable[[Program], Executor]
+EXECUTORS = ("auto", "native", "reference")
+
+
+@dataclass(eq=False)
+class Compiled:
+    """A model as a program, with what is needed to run it and to read its results.
+
+    Attributes:
+        draws: which output features are the parameters of which symbols.
+        output_sizes: sizes of the feature axes of the model's output.
+        offset: the output at column t predicts the symbol at t + offset.
+        predicted: for each draw where it has parameters, bool [H, W].
+        tables: from conditioning for n events to the tables of the program.
+        text: the plan in words.
+        weights: fingerprint of the weights it was made from.
+        error: the difference that verification found.
+    """
+
+    draws: list[DrawSpec]
+    output_sizes: tuple[int, ...]
+    offset: int
+    predicted: list[Tensor]
+    tables: Callable[[Mapping[str, Tensor], int], list[Tensor]]
+    make: Callable[[], Executor]
+    text: str
+    dtype: torch.dtype
+    device: torch.device
+    weights: Fingerprint
+    error: float = 0.0
+    _idle: list[Executor] = field(default_factory=list)
+
+    def take(self) -> Executor:
+        """An executor that nobody uses."""
+        return self._idle.pop() if self._idle else self.make()
+
+    def give_back(self, executor: Executor) -> None:
+        """Keep an executor, with its packed weights, for the next call."""
+        self._idle = [executor]
+
+
+def compile_model(
+    call: ModelCall,
+    distribution: Distribution,
+    examples: Mapping[str, Tensor],
+    predicts: str | None,
+    executor: str | MakeExecutor,
+) -> Compiled:
+    """Run the whole pipeline: capture, lower, plan, pack, verify.
+
+    Raises:
+        UnsupportedModelError, CausalityError, ExactnessError, NumericsError, InputError.
+    """
+    from genfast.sampling.capture import capture
+    from genfast.sampling.describe import describe
+    from genfast.sampling.lower import lower
+    from genfast.sampling.plan import plan
+
+    x = call.example(examples)
+    captured = capture(call.model, x, examples, call.forward)
+    # After capture: a forward that writes its masks into its weights has done so by now.
+    weights = fingerprint(call.model)
+    graph = lower(captured)
+    colours = call.grid[0]
+    draws = distribution.draws(graph.output_sizes, colours)
+    program = plan(graph, colours, call.encoded, draws, predicts, captured.dtype, captured.device)
+    offset = _offset(graph, draws, program)
+    first, name = first_executor(program, executor)
+
+    def make() -> Executor:
+        return first_executor(program, name if isinstance(executor, str) else executor)[0]
+
+    def tables(conditions: Mapping[str, Tensor], n: int) -> list[Tensor]:
+        return captured.condition_tensors(graph.conditions, conditions, n)
+
+    compiled = Compiled(
+        draws,
+        tuple(graph.output_sizes),
+        offset,
+        [predicted(program, draw) for draw in program.draws],
+        tables,
+        make,
+        f"{describe(program)}\nExecutor: {name}",
+        captured.dtype,
+        captured.device,
+        weights,
+    )
+    compiled.error, compiled.output_sizes = verify(
+        first,
+        tables(examples, x.shape[0]),
+        call,
+        examples,
+        draws,
+        compiled.output_sizes,
+        offset,
+        captured.dtype,
+    )
+    compiled.give_back(first)
+    return compiled
+
+
+def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Executor, str]:
+    """An executor of the wanted kind and its name; "auto": the native one where it takes this.
+
+    Raises:
+        UnsupportedModelError: the native executor was asked for and does not take the program.
+        InputError: there is no such executor.
+    """
+    if callable(executor):
+        return executor(program), getattr(executor, "__name__", "custom")
+    if executor not in EXECUTORS:
+        raise InputError(
+            f"compile_sampler: expected executor in {EXECUTORS}, got executor={executor!r}"
+        )
+    if executor != "reference":
+        try:
+            # By name: without the compiled extension it cannot be imported.
+            module: Any = importlib.import_module("genfast.sampling.native")
+            native: Executor = module.NativeExecutor(program)
+            return native, "native"
+        except (ImportError, UnsupportedModelError) as error:
+            if executor == "native":
+                raise UnsupportedModelError(
+                    f"compile_sampler: expected a program for the native executor, got: {error}"
+                ) from error
+    return ReferenceExecutor(program), "reference"
+
+
+def predicted(program: Program, draw: Draw) -> Tensor:
+    """Where a draw has parameters, bool [H, W]."""
+    row = torch.arange(program.height)[:, None]
+    column = torch.arange(program.width)[None, :]
+    inside = torch.ones(program.height, program.width, dtype=torch.bool)
+    for read in draw.reads:
+        bottom, right = read.bottom, read.right
+        if not read.table:
+            source = program.buffers[read.source]
+            bottom, right = min(bottom, source.height), min(right, source.width)
+        i, j = row + read.dy, column + read.dx
+        inside &= (i >= max(read.top, 0)) & (i < bottom) & (j >= max(read.left, 0)) & (j < right)
+    return inside
+
+
+def _offset(graph: Any, draws: list[DrawSpec], program: Program) -> int:
+    """By how many columns predictions are ahead: the plan moved the output's reads by that."""
+    wanted, seen = draws[0][2][0], 0
+    for source in graph.outputs:
+        if seen + source.count > wanted:
+            return int(source.dx) - program.draws[0].reads[0].dx
+        seen += source.count
+    raise AssertionError("a draw reads a feature that the output lacks")

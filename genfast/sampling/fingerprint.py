@@ -1,0 +1,35 @@
+"""Have a model's weights changed?"""
+
+import torch
+from torch import Tensor, nn
+
+Fingerprint = tuple[tuple[str, torch.dtype, torch.device, tuple[int, ...], int], ...]
+
+
+def fingerprint(model: nn.Module) -> Fingerprint:
+    """What every parameter and buffer is: name, dtype, device, shape and a hash of its bits.
+
+    The hash depends on where each number stands, so exchanging two of them changes it.
+    """
+    with torch.no_grad():
+        entries = [
+            (name, tensor, _hash(tensor))
+            for tensors in (model.named_parameters(), model.named_buffers())
+            for name, tensor in tensors
+        ]
+        # One transfer for all: on a GPU each would wait.
+        hashes = torch.stack([each.cpu() for _, _, each in entries]).tolist() if entries else []
+    return tuple(
+        (name, tensor.dtype, tensor.device, tuple(tensor.shape), number)
+        for (name, tensor, _), number in zip(entries, hashes, strict=True)
+    )
+
+
+def _hash(tensor: Tensor) -> Tensor:
+    """A sum of the bits, in words of 8 bytes, times odd numbers that differ from word to word."""
+    # Modulo 2^64; the factors are multiples of an odd constant without pattern, made odd again.
+    data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    data = torch.nn.functional.pad(data, (0, -data.numel() % 8))
+    words = data.view(torch.int64)
+    factors = torch.arange(words.numel(), device=words.device) * -7046029254386353131 | 1
+    return (words * factors).sum()

@@ -1,0 +1,401 @@
+"""Any causal model, sampled exactly for about the price of one forward pass."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfast._progress import tqdm
+from genfast.errors import InputError, UnsupportedModelError
+from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
+from genfast.sampling.distributions import Categorical, Distribution
+from genfast.sampling.fingerprint import fingerprint
+from genfast.sampling.model_call import (
+    Forward,
+    ModelCall,
+    conditions_of,
+    traced_conditions,
+)
+from genfast.sampling.naive_executor import naive_compiled
+from genfast.sampling.protocol import Run
+from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
+from genfast.sampling.state import SamplerState
+
+_COLUMNS_AT_ONCE = 512  # of a sound, between two looks at Ctrl-C
+
+
+def compile_sampler(
+    model: nn.Module,
+    event_shape: Sequence[int],
+    distribution: Distribution,
+    *,
+    conditioning: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
+    predicts: str | None = None,
+    executor: str | MakeExecutor = "auto",
+    fallback: str | None = None,
+) -> "Sampler":
+    """Turn a model that predicts each symbol from those before it into a fast, exact sampler.
+
+    1. The model's forward pass is recorded, in evaluation mode. The model is not changed, copied
+       or kept in another mode.
+    2. From the recording and its weights follows what depends on what; a model that looks at
+       symbols not drawn yet is refused.
+    3. A plan computes each number once, as soon as the symbols it needs are drawn.
+    4. The plan's parameters are compared with a full forward pass before the sampler is returned.
+
+    Args:
+        model: maps what it sees of events [N, C * encoded, H, W] (or [N, C * encoded, T], [N, T])
+            to parameters of each symbol, causally in raster order, colour by colour.
+        event_shape: (C, H, W), (C, T) or (T,).
+        distribution: what symbols are, what the model sees of them, and what its output means.
+        conditioning: examples [1 or more, ...] of keyword arguments of the model's forward that
+            every call of the sampler gives anew; other arguments belong into `forward`.
+        forward: `forward(model, x, **conditioning)` gives the output, for models that are called
+            in another way; by default `model(x, **conditioning)`, its "logits" or its first or only
+            tensor.
+        predicts: for sounds, whether output t predicts the symbol at t ("current") or t + 1
+            ("next"); by default what is causal.
+        executor: "native" (compiled, CPU), "reference" (plain PyTorch, any device), "auto": the
+            first where it can; or a function from a program to an executor.
+        fallback: "naive" samples a model that cannot be taken by one forward pass per symbol, with
+            a warning, instead of refusing it.
+
+    Raises:
+        UnsupportedModelError: an operation that cannot be taken, with its source line.
+        CausalityError: a model that looks ahead; `error.report` says where.
+        ExactnessError: the plan does not compute what the model does. Please report it.
+        InputError: an argument breaks its rule above.
+    """
+    if fallback not in (None, "naive"):
+        rule = "fallback 'naive' or None"
+        raise InputError(f"compile_sampler: expected {rule}, got fallback={fallback!r}")
+    if not isinstance(distribution, Distribution):
+        rule = "a distribution such as genfast.Categorical(256)"
+        raise InputError(f"compile_sampler: expected {rule}, got {distribution!r}")
+    call = ModelCall(model, tuple(event_shape), distribution, forward)
+    return Sampler(call, distribution, conditioning or {}, predicts, executor, fallback)
+
+
+class Sampler:
+    """Draws events from a model; made by `genfast.compile_sampler`. `print` it for its plan.
+
+    Weights that change later are noticed at the next call, which then compiles again.
+
+    Attributes:
+        model: the user's module.
+        event_shape: of the events drawn.
+        distribution: of their symbols.
+    """
+
+    def __init__(
+        self,
+        call: ModelCall,
+        distribution: Distribution,
+        conditioning: Mapping[str, Any],
+        predicts: str | None,
+        executor: str | MakeExecutor,
+        fallback: str | None,
+    ) -> None:
+        self.model, self.event_shape, self.distribution = call.model, call.event_shape, distribution
+        self._call, self._predicts, self._executor = call, predicts, executor
+        self._fallback, self._warned = fallback, False
+        self._examples = traced_conditions(conditioning)
+        self._compiled = self._compile()
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        known: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        first: int = 0,
+        progress: bool = False,
+        return_log_prob: bool = False,
+        **conditioning: Any,
+    ) -> Any:
+        """Draw n events, or complete known ones: the same events as `sample_naive` with that seed.
+
+        Args:
+            n: at least 1.
+            seed: which noise, in [0, 2**63).
+            generator: where a missing seed comes from; torch's global one by default.
+            known: symbols to complete, of a shape that broadcasts to [n, *event_shape]; without
+                `known_mask`, negative levels (NaN in continuous symbols) mark what to draw.
+            known_mask: bool, broadcasts likewise; true where `known` is to be kept.
+            temperature: above 0; see the distribution's `draw`.
+            top_k: only the k most probable levels are drawn, see `Categorical.draw`.
+            top_p: only the most probable levels that reach this probability are drawn.
+            first: number of the first event in its stream of noise: `sample(4, seed=s, first=4)`
+                are the last four of `sample(8, seed=s)`.
+            progress: show a bar that counts pixels, row by row.
+            return_log_prob: return also the log-probabilities [n] in nats of what was drawn, under
+                the model itself whatever the temperature.
+            **conditioning: what was named when compiling: [n, ...], or one for all events.
+
+        Returns:
+            Symbols [n, *event_shape] on the model's device: uint8 up to 256 levels, else int32, or
+            the model's dtype where they are continuous. With `return_log_prob` a pair.
+
+        Raises:
+            InputError: an argument breaks its rule above.
+            NumericsError: the model's parameters are NaN.
+        """
+        n, options = require_count(n), Options(temperature, top_k, top_p)
+        compiled = self._current()
+        start, keep = self._known(n, known, known_mask)
+        given = conditions_of(conditioning, n, compiled.device, self._examples)
+        noise = self._noise(n, first, seed, generator, compiled)
+        executor = compiled.take()
+        run = executor.begin(n, compiled.tables(given, n))
+        rows, columns = self._call.grid[1:]
+        bar = tqdm(total=rows * columns, unit="pixel", disable=not progress)
+        with bar, torch.no_grad():
+            is_simple = top_k is None and top_p is None and hasattr(run, "sample_categorical")
+            if is_simple and isinstance(self.distribution, Categorical):
+                events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
+            else:
+                state = self._state(run, compiled, noise, options, return_log_prob)
+                self._sample_generic(state, start, keep, bar)
+                events, log_prob = state.symbols, state.log_prob
+        # Not after an exception: then the executor may be in the middle of something.
+        compiled.give_back(executor)
+        events = events.view(n, *self.event_shape)
+        return (events, log_prob) if return_log_prob else events
+
+    def start(
+        self,
+        n: int,
+        *,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        first: int = 0,
+        **conditioning: Any,
+    ) -> SamplerState:
+        """Begin n events that are drawn, or supplied from outside, symbol by symbol.
+
+        Arguments and errors as in `sample`.
+        """
+        n, options = require_count(n), Options(temperature, top_k, top_p)
+        compiled = self._current()
+        given = conditions_of(conditioning, n, compiled.device, self._examples)
+        noise = self._noise(n, first, seed, generator, compiled)
+        executor = compiled.take()
+        run = executor.begin(n, compiled.tables(given, n))
+        return self._state(
+            run, compiled, noise, options, True, lambda: compiled.give_back(executor)
+        )
+
+    def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
+        """The model's output for events x, computed incrementally, symbol by symbol.
+
+        Args:
+            x: symbols [N, *event_shape].
+            **conditioning: as in `sample`.
+
+        Returns:
+            [N, *feature axes, H, W] (or [N, *feature axes, T]): at each position the parameters of
+            the symbol there. For a model whose output at t predicts the symbol at t + k, that is
+            its output at t - k. NaN where nothing predicts a symbol.
+        """
+        compiled, forced = self._forced(x, conditioning)
+        features = 1 + max(max(each) for _, _, each in compiled.draws)
+        count = max(features, int(torch.Size(compiled.output_sizes).numel()))
+        n, (_, height, width) = len(x), self._call.grid
+        output = torch.full(
+            (n, count, height, width), torch.nan, dtype=compiled.dtype, device=compiled.device
+        )
+        for (_, _, mine), seen, where in zip(
+            compiled.draws, forced, compiled.predicted, strict=True
+        ):
+            output[:, mine] = seen.masked_fill(~where.to(seen.device), torch.nan)
+        return output.view(n, *compiled.output_sizes, *self._call.spatial)
+
+    def log_prob(self, x: Tensor, **conditioning: Any) -> Tensor:
+        """Log-probabilities [N] in nats of events x [N, *event_shape]; float64.
+
+        Symbols that nothing predicts (the first sample of a sound) do not count.
+        """
+        compiled, forced = self._forced(x, conditioning)
+        symbols = x.reshape(len(x), *self._call.grid).to(compiled.device)
+        total = torch.zeros(len(x), dtype=torch.float64, device=compiled.device)
+        for (first, count, _), seen, where in zip(
+            compiled.draws, forced, compiled.predicted, strict=True
+        ):
+            mine = symbols[:, first : first + count]
+            # Row by row: in float64 all parameters of a batch at once can be large.
+            for row in range(where.shape[0]):
+                columns = where[row].nonzero()[:, 0].to(seen.device)
+                if len(columns) == 0:
+                    continue
+                parameters = seen[:, :, row, columns].transpose(1, 2).flatten(0, 1)
+                chosen = mine[:, :, row, columns].transpose(1, 2).flatten(0, 1)
+                each = self.distribution.log_prob(parameters, chosen)
+                total += each.view(len(x), -1).sum(dim=1)
+        return total
+
+    def __str__(self) -> str:
+        return self._compiled.text
+
+    def _compile(self) -> Compiled:
+        examples = {name: each.to(self._call.placed()[1]) for name, each in self._examples.items()}
+        try:
+            return compile_model(
+                self._call, self.distribution, examples, self._predicts, self._executor
+            )
+        except UnsupportedModelError as error:
+            if self._fallback is None:
+                raise
+            if not self._warned:
+                warnings.warn(
+                    f"sampling with one forward pass per symbol, which is slow: {error}",
+                    stacklevel=4,
+                )
+                self._warned = True
+            return naive_compiled(self._call, self.distribution, examples, self._predicts)
+
+    def _current(self) -> Compiled:
+        """The compiled model, compiled again if its weights are no longer those."""
+        if fingerprint(self.model) != self._compiled.weights:
+            self._compiled = self._compile()
+        return self._compiled
+
+    def _known(
+        self, n: int, known: Tensor | None, known_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """What is known and where, [n, C, H, W] on the CPU; None if nothing is."""
+        size, dtype = (n, *self.event_shape), self._call.symbol_dtype()
+        start, keep = known_symbols(size, self.distribution, dtype, known, known_mask)
+        if known is None:
+            return None, None
+        shape = (n, *self._call.grid)
+        return start.view(shape), keep.view(shape)
+
+    def _noise(
+        self,
+        n: int,
+        first: int,
+        seed: int | None,
+        generator: torch.Generator | None,
+        compiled: Compiled,
+    ) -> Tensor:
+        require(seed is None or generator is None, "seed or generator", seed=seed, generator="too")
+        per_pixel = len(compiled.draws) * self.distribution.noise_per_draw
+        grid = self._call.grid[1:]
+        return draw_noise(n, per_pixel, grid, first, seed, generator, compiled.device)
+
+    def _state(
+        self,
+        run: Run,
+        compiled: Compiled,
+        noise: Tensor,
+        options: Options,
+        count_log_prob: bool,
+        release: Any = lambda: None,
+    ) -> SamplerState:
+        state = SamplerState(
+            run,
+            self._call,
+            self.distribution,
+            compiled.draws,
+            noise,
+            options,
+            release,
+        )
+        state.count_log_prob = count_log_prob
+        return state
+
+    def _sample_generic(
+        self, state: SamplerState, start: Tensor | None, keep: Tensor | None, bar: Any
+    ) -> None:
+        draws = len(state.draws)
+        counts = {first: count for first, count, _ in state.draws}
+        columns = self._call.grid[2]
+        if start is not None and keep is not None:
+            device = state.symbols.device
+            # Looked at on the CPU before the first pixel: a look later would wait for the device.
+            some, every = keep.any(dim=0), keep.all(dim=0)
+            start, keep = start.to(device), keep.to(device)
+        step = 0
+        while not state.done:
+            row, column, first = state.position
+            value = kept = None
+            if start is not None and keep is not None:
+                mine = slice(first, first + counts[first])
+                if every[mine, row, column].all():
+                    value = start[:, mine, row, column]
+                elif some[mine, row, column].any():
+                    value, kept = start[:, mine, row, column], keep[:, mine, row, column]
+            state.advance(value, kept)
+            step += 1
+            if step % (draws * columns) == 0 or step % (draws * _COLUMNS_AT_ONCE) == 0:
+                bar.update(step // draws - bar.n)
+
+    def _sample_fast(
+        self,
+        run: Any,
+        noise: Tensor,
+        start: Tensor | None,
+        keep: Tensor | None,
+        temperature: float,
+        bar: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Let the executor draw, row by row (of a sound, many samples), with no Python between."""
+        assert isinstance(self.distribution, Categorical)
+        symbols = torch.zeros(noise.shape, dtype=torch.int32)
+        log_prob = torch.zeros(len(noise), dtype=torch.float64)
+        while not run.done:
+            run.sample_categorical(
+                noise,
+                self.distribution.table,
+                symbols,
+                log_prob,
+                temperature=float(temperature),
+                known=None if start is None else start.long().contiguous(),
+                known_mask=None if keep is None else keep.contiguous(),
+                start=self.distribution.start,
+                rows=1 if noise.shape[2] > 1 else _COLUMNS_AT_ONCE // 8,
+            )
+            _, row, column = run.position
+            done = bar.total if run.done else row * noise.shape[3] + column
+            bar.update(done - bar.n)
+        return symbols.to(self._call.symbol_dtype()), log_prob
+
+    def _forced(self, x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Compiled, list[Tensor]]:
+        """Parameters of every draw, teacher-forced."""
+        shape = list(self.event_shape)
+        if x.dim() != 1 + len(shape) or list(x.shape[1:]) != shape or len(x) == 0:
+            raise InputError(f"logits: expected x [N, *{shape}], got x={list(x.shape)}")
+        self.distribution.check("logits", x)
+        compiled = self._current()
+        given = conditions_of(conditioning, len(x), compiled.device, self._examples)
+        executor = compiled.take()
+        planes = self._call.planes(x.reshape(len(x), *self._call.grid).to(compiled.device))
+        with torch.no_grad():
+            run = executor.begin(len(x), compiled.tables(given, len(x)))
+            forced = run.forced(planes)
+        compiled.give_back(executor)
+        return compiled, forced
+
+
+def example_input(
+    model: nn.Module,
+    event_shape: tuple[int, ...],
+    distribution: object | None,
+    forward: Forward | None = None,
+    conditioning: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Random input for two events, of the kind that the model takes."""
+    assert distribution is None or isinstance(distribution, Distribution)
+    call = ModelCall(model, event_shape, distribution, forward)
+    return call.example(traced_conditions(conditioning))
