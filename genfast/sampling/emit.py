@@ -179,7 +179,7 @@ class Emitter:
     def _conv(self, value: v.Value, body: v.Conv, group: Group) -> Iterator[Gemm]:
         number, first = self._numbers[value], self._slots(value, group.features)
         count = len(group.features)
-        bias = None if body.bias is None else self._numbers_of(body.bias[group.features.tolist()])
+        bias = None if body.bias is None else self._numbers_of(body.bias[_index(group.features)])
         early, late = self._taps(value, body, group)
         if not early:
             yield Gemm(number, first, count, group.when, tuple(late), bias, (), body.up, body.down)
@@ -196,14 +196,13 @@ class Emitter:
 
     def _taps(self, value: v.Value, body: v.Conv, group: Group) -> tuple[list[Tap], list[Tap]]:
         """Return the taps of some features that can be added up a span early, and the others."""
-        columns = torch.as_tensor(group.features, device=self.device)
+        columns = _index(group.features)
         early: list[Tap] = []
         late: list[Tap] = []
         for first, source in spread(body.inputs):
             features = features_of(source)
-            rows = torch.arange(first, first + source.count)
             for index, tap in enumerate(body.taps):
-                weight = self._numbers_of(tap.weight)[rows.to(self.device)][:, columns]
+                weight = tap.weight.detach()[first : first + source.count, columns]
                 live = (weight != 0).any(dim=1).cpu().numpy()
                 if not live.any():
                     continue
@@ -252,8 +251,7 @@ class Emitter:
                 max(source.left, source.dx), min(source.right, source.dx + body.width),
                 0.0, table,
             )  # fmt: skip
-            rows = torch.as_tensor(chosen[a:b], device=self.device)
-            yield Tap(read, weight[rows].contiguous(), at.phase)
+            yield Tap(read, self._numbers_of(weight[_index(chosen[a:b])]), at.phase)
 
     def _is_early(self, value: v.Value, group: Group, edge: Edge) -> bool:
         """Can a tap be added up at the start of the span, before the pixels that need it?"""
@@ -305,7 +303,7 @@ class Emitter:
             chosen = group.features[group.features // width == index]
             (read,) = self.reads(body.indices, np.asarray([index]))
             first = self._slots(value, chosen)
-            table = weight[:, torch.as_tensor(chosen % width, device=self.device)].contiguous()
+            table = weight[:, _index(chosen % width)].contiguous()
             yield Lookup(number, first, group.when, read, table)
 
     # Draws and storage
@@ -392,7 +390,14 @@ class Emitter:
 
     def _name(self, value: v.Value) -> str:
         kind = type(value.body).__name__.lower()
-        return f"{value.where or kind}"
+        return value.where.split(" (")[0] or kind
+
+
+def _index(features: Indices) -> slice | list[int]:
+    """Return what selects these features: a slice where they follow one another."""
+    if len(features) and (np.diff(features) == 1).all():
+        return slice(int(features[0]), int(features[-1]) + 1)
+    return [int(feature) for feature in features]
 
 
 def _largest(kept: Sequence[tuple[int, int]], width: int) -> tuple[int, int]:

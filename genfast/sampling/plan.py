@@ -48,12 +48,12 @@ def plan(
             f"{graph.input.features} features"
         )
     graph = with_copies(graph)
-    report = report_causality(graph, colours, draws, predicts)
+    found = analyse(graph, scan_time(graph, colours))
+    report = report_causality(graph, colours, draws, predicts, found)
     require_causal(report)
     firsts = [first for first, _, _ in draws]
     span = graph.input.width if graph.input.height > 1 else min(_SOUND_SPAN, graph.input.width)
     clock = Clock(graph.input.height, graph.input.width, span, (*firsts, colours))
-    found = analyse(graph, scan_time(graph, colours))
     reads = [(d, features, report.offset) for d, (_, _, features) in enumerate(draws)]
     schedule, needed = make_schedule(graph, found, clock, reads)
     emitter = Emitter(graph, found, clock, schedule, needed, dtype, device)
