@@ -99,7 +99,11 @@ def lower(captured: Captured) -> Graph:
 
 
 class Lowering:
-    """The state of one lowering, and what rules build values with."""
+    """The state of one lowering, and what rules build values with.
+
+    `joined` remembers what a value was joined from, along which axis, each part with its first
+    position: a slice of it then need not read the whole.
+    """
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
@@ -107,6 +111,7 @@ class Lowering:
         self.node: Node = captured.input
         self._values: list[Value] = []
         self._conditions: list[Condition] = []
+        self.joined: dict[Value, tuple[Signal, Axis, list[tuple[int, Signal]]]] = {}
         self._results: dict[Any, Any] = {}
 
     def graph(self) -> Graph:
@@ -402,7 +407,9 @@ class Lowering:
         for dim in output.dims:
             if feature_size(dim) > 1 and not is_features(dim):
                 self.refuse(f"the output mixes {named(dim)} in one axis")
-        return tuple(dim_size(dim) for dim in output.dims if dim_size(dim) == feature_size(dim) > 1)
+        return tuple(
+            dim_size(dim) for dim in output.dims if is_features(dim) and only_axis(dim) is None
+        )
 
 
 @dataclass(frozen=True)

@@ -451,8 +451,8 @@ def _results(out: Any) -> list[tuple[int | None, Tensor]]:
 
 def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """The tensors that an op writes into."""
-    if func.overloadpacket is aten._native_batch_norm_legit and not _trains(func, args, kwargs):
-        return []
+    if not func._schema.name.endswith("_") and not _trains(func, args, kwargs):
+        return []  # of running statistics, say
     found: list[Any] = []
     for place, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -464,7 +464,8 @@ def _trains(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """False for an op that is told not to train; then a dropout, say, is not random."""
     for place, argument in enumerate(func._schema.arguments):
         if argument.name in ("train", "training"):
-            return bool(args[place] if place < len(args) else kwargs.get(argument.name, True))
+            default = kwargs.get(argument.name, argument.default_value)
+            return bool(args[place] if place < len(args) else default)
     return True
 
 

@@ -87,6 +87,11 @@ def round_to(low: Lowering, self: Signal, decimals: int = 0) -> Signal:
     return low.pointwise("div", scaled, 10.0**decimals)
 
 
+@rule(aten.frac)
+def frac(low: Lowering, self: Signal) -> Signal:
+    return low.pointwise("sub", self, low.pointwise("trunc", self))
+
+
 @rule(aten.log2, aten.log10)
 def logarithm(low: Lowering, self: Signal) -> Signal:
     base = 2.0 if low.op is aten.log2.default else 10.0
@@ -255,6 +260,11 @@ def celu(low: Lowering, self: Signal, alpha: float) -> Signal:
 @rule(aten.leaky_relu)
 def leaky_relu(low: Lowering, self: Signal, negative_slope: float) -> Signal:
     return low.pointwise("leaky_relu", self, negative_slope)
+
+
+@rule(aten.rrelu_with_noise)
+def rrelu(low: Lowering, self: Signal, lower: float, upper: float) -> Signal:
+    return low.pointwise("leaky_relu", self, (lower + upper) / 2)
 
 
 @rule(aten._prelu_kernel)

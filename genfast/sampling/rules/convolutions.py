@@ -214,7 +214,8 @@ def _scale(
 ) -> tuple[int, int]:
     scales = []
     for axis, scale in ((Axis.ROW, x.row_scale), (Axis.COLUMN, x.column_scale)):
-        if axis in places and x.extent(axis) > 1:
+        # A single position has any scale; growing it takes back what shrinking it made.
+        if axis in places and (x.extent(axis) > 1 or (up > 1 and scale % up == 0)):
             if scale * down % up:
                 low.refuse("its grid would be finer than that of the input")
             scale = scale * down // up

@@ -23,6 +23,7 @@ from genfast.sampling.layout import (
 )
 from genfast.sampling.lower import Lowering, Operand, named, rule
 from genfast.sampling.tape import Node
+from genfast.sampling.values import Value
 
 aten = torch.ops.aten
 
@@ -115,7 +116,26 @@ def take_range(low: Lowering, x: Signal, axis: int, first: int, last: int, step:
         low.refuse(f"it takes a part of the {named(dim)}")
     if step != 1:
         low.refuse(f"it takes every {step}th of the {named(dim)}")
-    return window(low, x, grid, first, last - first)
+    return _part_of_join(low, x, axis, first, last) or window(low, x, grid, first, last - first)
+
+
+def _part_of_join(low: Lowering, x: Signal, axis: int, first: int, last: int) -> Signal | None:
+    """A range of positions that x was joined from, out of the parts that hold it."""
+    origin = x.features.views[0].origin
+    if not isinstance(origin, Value) or origin not in low.joined:
+        return None
+    whole, grid, parts = low.joined[origin]
+    if (
+        not (x.features is whole.features and x.dims == whole.dims)
+        or only_axis(x.dims[axis]) != grid
+    ):
+        return None
+    chosen: list[Operand] = []
+    for start, part in parts:
+        a, b = max(first - start, 0), min(last - start, part.extent(grid))
+        if a < b:
+            chosen.append(take_range(low, part, axis, a, b))
+    return replace(join(low, chosen, axis), dtype=x.dtype) if chosen else None
 
 
 def choose(x: Signal, axis: int, order: Any) -> Signal:
@@ -155,6 +175,19 @@ def split_with_sizes(
     axis = self.axis(dim)
     pairs = zip(ends, split_sizes, strict=True)
     return tuple(take_range(low, self, axis, end - size, end) for end, size in pairs)
+
+
+@rule(aten.roll)
+def roll(low: Lowering, self: Signal, shifts: Sequence[int], dims: Sequence[int]) -> Signal:
+    if not dims:
+        low.refuse("it rolls over the end of an axis into the next")
+    for shift, axis in zip(shifts, map(self.axis, dims), strict=True):
+        size = self.shape[axis]
+        cut = (size - shift) % size
+        if cut:
+            ends = [take_range(low, self, axis, a, b) for a, b in ((cut, size), (0, cut))]
+            self = join(low, ends, axis)
+    return self
 
 
 @rule(aten.flip)
@@ -349,16 +382,23 @@ def _join_positions(low: Lowering, parts: Sequence[Operand], axis: int, grid: Ax
         assert fill is not None
         return window(low, as_positions(low, like, axis, grid), grid, -starts[number], total, fill)
     like = next(each for each in signals if only_axis(each.dims[axis]) is grid)
+    if len(parts) == 1:
+        return as_positions(low, like, axis, grid)
     result: Signal | None = None
+    pieces = []
     for part, start, size in zip(parts, starts, sizes, strict=False):
         if isinstance(part, Signal):
             piece = as_positions(low, part, axis, grid)
         else:
             room = window(low, like, grid, 0, size)
             piece = low.as_signal(part, room.dims, room)
+        pieces.append((start, piece))
         padded = window(low, piece, grid, -start, total)
         result = padded if result is None else low.pointwise("add", result, padded)
     assert result is not None
+    origin = result.features.views[0].origin
+    assert isinstance(origin, Value)
+    low.joined[origin] = (result, grid, pieces)
     return result
 
 
