@@ -43,6 +43,7 @@ from genfast.sampling.layout import (
     feature_size,
     features_dim,
     is_features,
+    only_axis,
     same,
 )
 from genfast.sampling.pointwise import POINTWISE
