@@ -46,8 +46,8 @@ class WaveNetConfig:
         sample_rate: of the sounds, in Hz; it changes no number, only the files written.
         output: "softmax" over the levels, or "logistic" for a mixture of logistics.
         mixtures: number of logistics in a mixture.
-        input: how the network sees a sample: "one-hot", "embedding" (a learned vector for each
-            level) or "value" (one number in -1 .. 1).
+        input: how the network sees a sample: "one-hot" (for few levels), "embedding" (a learned
+            vector for each level) or "value" (one number in -1 .. 1).
         residual_channels: width of the residual stream.
         gate_channels: width of the gates: outputs of each dilated convolution's two halves.
         skip_channels: width of the sum of the layers' skips.

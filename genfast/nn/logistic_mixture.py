@@ -105,18 +105,19 @@ def discretized_logistic_log_prob(
     `formula="reference"` is the published one: log(sigmoid(u) - sigmoid(l)) where that difference
     is above 1e-5, else the density at the bin's centre times the width 2 / (K - 1).
     """
-    x = level_positions(symbols, levels, mean.dtype)
     half = 1 / (levels - 1)
     inverse_scale = torch.exp(-log_scale)
-    distance = x - mean
-    upper, lower = (distance + half) * inverse_scale, (distance - half) * inverse_scale
+    # Numerators are whole numbers, so that a bin ends in the same number where the next begins.
+    doubled = symbols.to(mean.dtype) * 2 - levels
+    upper = ((doubled + 2) / (levels - 1) - mean) * inverse_scale
+    lower = (doubled / (levels - 1) - mean) * inverse_scale
     lowest, highest = symbols == 0, symbols == levels - 1
     below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
     if formula == "exact":
         inside = below + above + _log_one_minus_exp(2 * half * inverse_scale)
     else:
         mass = torch.sigmoid(upper) - torch.sigmoid(lower)
-        centre = distance * inverse_scale
+        centre = (level_positions(symbols, levels, mean.dtype) - mean) * inverse_scale
         approximate = centre - log_scale - 2 * F.softplus(centre) + math.log(2 * half)
         inside = torch.where(mass > 1e-5, mass.clamp(min=1e-12).log(), approximate)
     return torch.where(lowest, below, torch.where(highest, above, inside))
@@ -166,6 +167,8 @@ _LOG_2 = math.log(2)
 
 def _log_one_minus_exp(width: Tensor) -> Tensor:
     """log(1 - exp(-width)) for width > 0, accurate at both ends, with finite gradients."""
+    # A scale beyond exp(87) makes a width of 0 in float32, whose gradient would be NaN.
+    width = width.clamp(min=torch.finfo(width.dtype).tiny)
     # The unused branch is kept away from its singularity, where its gradient would be NaN.
     small = torch.log(-torch.expm1(-width.clamp(max=_LOG_2)))
     large = torch.log1p(-torch.exp(-width.clamp(min=_LOG_2)))

@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from genfast.errors import InputError
 from genfast.models import GatedPixelCNN, GatedPixelCNNConfig
-from tests.models.influence import enlarge, influence, train
+from tests.models.influence import enlarge, influences, train
 from tests.sampling.enumerated import all_images, index_of, p_value
 
 
@@ -43,11 +43,11 @@ def small(**fields):
 def test_sees_exactly_the_earlier_pixels_of_its_field(shape, layers, kernel, inner):
     config = {"layers": layers, "kernel_size": kernel, "inner_kernel_size": inner}
     model = small(image_shape=shape, channels=24, head_channels=96, **config).double()
-    x = torch.randint(0, 5, (2, *shape))
     reach = kernel // 2 + (layers - 1) * (inner // 2)
     _, height, width = shape
-    for channel, row, column in itertools.product(*map(range, shape)):
-        seen = influence(model, x, (channel, row, column)) != 0
+    sites = list(itertools.product(*map(range, shape)))
+    found = influences(model, torch.randint(0, 5, shape), sites) != 0
+    for (channel, row, column), seen in zip(sites, found, strict=True):
         expected = torch.zeros_like(seen)
         for r, c in itertools.product(range(height), range(width)):
             above = 1 <= row - r <= reach + 1 and abs(column - c) <= reach
@@ -59,9 +59,9 @@ def test_sees_exactly_the_earlier_pixels_of_its_field(shape, layers, kernel, inn
 
 def test_colours_of_earlier_layers_are_not_mixed_by_gates():
     model = small(image_shape=(3, 4, 4), channels=24, head_channels=96, layers=3).double()
-    x = torch.randint(0, 5, (2, 3, 4, 4))
-    for channel in range(3):
-        here = influence(model, x, (channel, 2, 2))[:, 2, 2]
+    sites = [(channel, 2, 2) for channel in range(3)]
+    found = influences(model, torch.randint(0, 5, (3, 4, 4)), sites)
+    for channel, here in enumerate(found[:, :, 2, 2]):
         assert (here[channel:] == 0).all()
         assert (here[:channel] != 0).all()
 
