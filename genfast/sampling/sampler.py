@@ -1,7 +1,7 @@
 """Any causal model, sampled exactly for about the price of one forward pass."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -162,7 +162,8 @@ class Sampler:
             if is_simple and isinstance(self.distribution, Categorical):
                 events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
             else:
-                state = self._state(run, compiled, noise, options, return_log_prob)
+                state = self._state(run, compiled, noise, options)
+                state.count_log_prob = return_log_prob
                 self._sample_generic(state, start, keep, bar)
                 events, log_prob = state.symbols, state.log_prob
         # Not after an exception: then the executor may be in the middle of something.
@@ -192,9 +193,7 @@ class Sampler:
         noise = self._noise(n, first, seed, generator, compiled)
         executor = compiled.take()
         run = executor.begin(n, compiled.tables(given, n))
-        return self._state(
-            run, compiled, noise, options, True, lambda: compiled.give_back(executor)
-        )
+        return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
 
     def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
         """The model's output for events x, computed incrementally, symbol by symbol.
@@ -300,10 +299,9 @@ class Sampler:
         compiled: Compiled,
         noise: Tensor,
         options: Options,
-        count_log_prob: bool,
-        release: Any = lambda: None,
+        release: Callable[[], None] = lambda: None,
     ) -> SamplerState:
-        state = SamplerState(
+        return SamplerState(
             run,
             self._call,
             self.distribution,
@@ -312,8 +310,6 @@ class Sampler:
             options,
             release,
         )
-        state.count_log_prob = count_log_prob
-        return state
 
     def _sample_generic(
         self, state: SamplerState, start: Tensor | None, keep: Tensor | None, bar: Any
@@ -375,8 +371,9 @@ class Sampler:
         """Parameters of every draw, teacher-forced."""
         shape = list(self.event_shape)
         if x.dim() != 1 + len(shape) or list(x.shape[1:]) != shape or len(x) == 0:
-            raise InputError(f"logits: expected x [N, *{shape}], got x={list(x.shape)}")
-        self.distribution.check("logits", x)
+            rule = f"x [N, {', '.join(map(str, shape))}]"
+            raise InputError(f"sampler: expected {rule}, got x={list(x.shape)}")
+        self.distribution.check("sampler: x", x)
         compiled = self._current()
         given = conditions_of(conditioning, len(x), compiled.device, self._examples)
         executor = compiled.take()

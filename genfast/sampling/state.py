@@ -42,7 +42,7 @@ class SamplerState:
         self.log_prob = torch.zeros(n, dtype=torch.float64, device=device)
         self._parameters: Tensor | None = None
         self._seen = False
-        self.count_log_prob = True
+        self.count_log_prob = getattr(distribution, "has_log_prob", True)
         # NaN in a row's parameters, looked at when the row is done: a look waits for the device.
         self._nan = torch.zeros((), dtype=torch.bool, device=device)
         self._at = (0, 0, 0)

@@ -66,6 +66,11 @@ class CustomDistribution:
     def __repr__(self) -> str:
         return f"CustomDistribution({getattr(self._function, '__name__', 'function')})"
 
+    @property
+    def has_log_prob(self) -> bool:
+        """Whether log_prob= was given."""
+        return self._log_prob is not None
+
     def draws(self, output_sizes: Sequence[int], colours: int) -> list[DrawSpec]:
         """One draw a colour, or one of the whole pixel."""
         total = math.prod(output_sizes)
