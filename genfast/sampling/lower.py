@@ -94,7 +94,7 @@ def lower(captured: Captured) -> Graph:
         UnsupportedModelError: an op has no rule, or does what no grid can hold; the message names
             the op, the module, the source line and the reason.
     """
-    for module in ("arithmetic", "movement", "convolutions", "features"):
+    for module in ("arithmetic", "movement", "convolutions", "features", "resampling"):
         import_module(f"genfast.sampling.rules.{module}")
     return Lowering(captured).graph()
 
@@ -300,7 +300,8 @@ class Lowering:
         """The one number that a constant holds everywhere, if it does."""
         if isinstance(operand, Tensor):
             first = operand.reshape(-1)[:1]
-            return float(first) if operand.numel() and bool((operand == first).all()) else None
+            same = operand.numel() and bool((operand == first).all())
+            return float(first.detach()) if same else None
         return float(operand) if isinstance(operand, float | int | bool) else None
 
     def derived(self, op: OpOverload, node: Node, *arguments: Any) -> Node:

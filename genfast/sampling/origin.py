@@ -43,7 +43,8 @@ def user_line(what: str, names: Names) -> str:
     if path:
         where += f" in {path}"
     if line is not None:
-        where += f" ({line.f_code.co_filename}:{line.f_lineno}: {_source(line)})"
+        at = f"{line.f_code.co_filename}:{line.f_lineno}, {line.f_code.co_name}"
+        where += f" ({at}: {_source(line)})"
     return where
 
 

@@ -418,7 +418,7 @@ class Functions(TorchFunctionMode):
         if name in _SPECIAL:
             leaves = tree_leaves((args, kwargs))
             references = [self._tape.reference(x) for x in leaves if isinstance(x, Tensor)]
-            if any(isinstance(each, Node) and each.kind == SIGNAL for each in references):
+            if any(isinstance(each, Node) for each in references):
                 if name == "one_hot":
                     return self._one_hot(*args, **kwargs)
                 self._tape.refuse(name, _SPECIAL[name])
@@ -431,9 +431,11 @@ class Functions(TorchFunctionMode):
         return (tensor.unsqueeze(-1) == classes).long()
 
 
+_LEAVES = "this takes numbers that depend on the input out of PyTorch"
 _RECURRENT = "recurrent networks are not supported yet"
 _SPECIAL = {
     "one_hot": "",  # reads the range of its indices into Python, to check it
+    **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), _LEAVES),
     "scaled_dot_product_attention": "attention is not supported yet",
     "multi_head_attention_forward": "attention is not supported yet",
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
@@ -470,4 +472,6 @@ def _trains(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    """Tells memory apart: also that which NumPy shares with several storages."""
+    storage = tensor.untyped_storage()
+    return int(storage.data_ptr() or -storage._cdata)

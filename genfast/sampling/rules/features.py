@@ -61,6 +61,17 @@ def min_other(low: Lowering, self: Operand, other: Operand) -> Signal:
     return low.pointwise("minimum", self, other)
 
 
+@rule(aten.any.dim, aten.any.dims)
+def any_(low: Lowering, self: Signal, dim: Any, keepdim: bool) -> Signal:
+    return low.reduce("max", low.pointwise("ne", self, 0), _axes(self, dim), keepdim)
+
+
+@rule(aten.all.dim, aten.all.dims)
+def all_(low: Lowering, self: Signal, dim: Any, keepdim: bool) -> Signal:
+    false = low.pointwise("eq", self, 0)
+    return low.pointwise("not", low.reduce("max", false, _axes(self, dim), keepdim))
+
+
 def moments(low: Lowering, x: Signal, axes: Sequence[int], less: float = 0) -> tuple[Signal, ...]:
     """X minus its mean, and its variance with `less` taken off the count; axes are kept."""
     count = _size(x, axes)

@@ -68,7 +68,7 @@ def t(low: Lowering, self: Signal) -> Signal:
 
 @rule(aten.expand)
 def expand(low: Lowering, self: Signal) -> Signal:
-    return low.expand(self, _grown(self, low.node.shape))
+    return low.expand(self, _grown(low, self, low.node.shape))
 
 
 @rule(aten.repeat)
@@ -85,13 +85,16 @@ def repeat(low: Lowering, self: Signal, repeats: Sequence[int]) -> Signal:
     return self.with_ids(ids, tuple(new))
 
 
-def _grown(x: Signal, shape: Sequence[int]) -> Dims:
+def _grown(low: Lowering, x: Signal, shape: Sequence[int]) -> Dims:
     """The axes of x, those of size 1 expanded to a shape."""
     dims: Dims = ((),) * (len(shape) - len(x.dims)) + x.dims
-    return tuple(
-        features_dim(size) if dim_size(dim) == 1 and size > 1 else dim
-        for dim, size in zip(dims, shape, strict=True)
-    )
+    grown = []
+    for dim, size in zip(dims, shape, strict=True):
+        larger = dim_size(dim) == 1 and size > 1
+        if larger and only_axis(dim) is not None:
+            low.refuse(f"it repeats the {named(dim)}")
+        grown.append(features_dim(size) if larger else dim)
+    return tuple(grown)
 
 
 # Choosing parts
@@ -113,7 +116,7 @@ def take_range(low: Lowering, x: Signal, axis: int, first: int, last: int, step:
         return choose(x, axis, np.arange(first, last, step))
     grid = only_axis(dim)
     if grid is None:
-        low.refuse(f"it takes a part of the {named(dim)}")
+        low.refuse(f"it takes a part of an axis of {named(dim)}, which is not supported")
     if step != 1:
         low.refuse(f"it takes every {step}th of the {named(dim)}")
     return _part_of_join(low, x, axis, first, last) or window(low, x, grid, first, last - first)
@@ -197,6 +200,14 @@ def flip(low: Lowering, self: Signal, dims: Sequence[int]) -> Signal:
             low.refuse(f"it reverses the {named(self.dims[axis])}")
         self = choose(self, axis, np.arange(self.shape[axis])[::-1])
     return self
+
+
+@rule(aten.channel_shuffle, aten.native_channel_shuffle)
+def channel_shuffle(low: Lowering, self: Signal, groups: int) -> Signal:
+    if not is_features(self.dims[1]):
+        low.refuse(f"it shuffles the {named(self.dims[1])}")
+    order = np.arange(self.shape[1]).reshape(groups, -1).T
+    return choose(self, 1, order.reshape(-1))
 
 
 @rule(aten.index_select)
@@ -423,12 +434,45 @@ def slice_scatter(
     if step == 1:
         ends = [_part(low, self, axis, a, b) for a, b in ((0, first), (last, size)) if a < b]
         return join(low, [*ends[: first > 0], src, *ends[first > 0 :]], axis)
+    return _write_features(low, self, src, axis, np.arange(first, last, step))
+
+
+def _write_features(low: Lowering, x: Operand, src: Operand, axis: int, places: Any) -> Signal:
+    """Write src over the features of x with these numbers along an axis."""
+    like = next(each for each in (x, src) if isinstance(each, Signal))
     if not is_features(like.dims[axis]):
-        low.refuse(f"it writes every {step}th of the {named(like.dims[axis])}")
-    both = join_features(_aligned(low, [self, src], axis), axis)
-    order = np.arange(size)
-    order[first:last:step] = size + np.arange(len(range(first, last, step)))
+        low.refuse(f"it writes to some of the {named(like.dims[axis])}")
+    both = join_features(_aligned(low, [x, src], axis), axis)
+    assert not isinstance(x, float | int | bool)
+    order = np.arange(x.shape[axis])
+    order[places] = len(order) + np.arange(len(places))
     return choose(both, axis, order)
+
+
+@rule(aten.index_put)
+def index_put(
+    low: Lowering,
+    self: Operand,
+    indices: Sequence[Operand | None],
+    values: Operand,
+    accumulate: bool,
+) -> Signal:
+    given = [(axis, each) for axis, each in enumerate(indices) if each is not None]
+    assert isinstance(self, Signal | Tensor | Node)
+    axis, chosen = given[0]
+    if accumulate or len(given) != 1 or not isinstance(chosen, Tensor):
+        low.refuse("expected a write at a constant index of one axis")
+    if chosen.dim() != 1:
+        low.refuse(f"expected an index of one axis, got index.shape={tuple(chosen.shape)}")
+    places = (chosen.nonzero() if chosen.dtype == torch.bool else chosen).reshape(-1).cpu().numpy()
+    shape = [*self.shape[:axis], len(places), *self.shape[axis + 1 :]]
+    if isinstance(values, Signal):
+        values = low.expand(values, _grown(low, values, shape))
+    elif isinstance(values, Tensor):
+        values = values.expand(shape)
+    elif isinstance(values, Node):
+        values = low.derived(aten.expand.default, values, shape)
+    return _write_features(low, self, values, axis, places % self.shape[axis])
 
 
 def _part(low: Lowering, x: Signal | Tensor | Node, axis: int, first: int, last: int) -> Operand:
