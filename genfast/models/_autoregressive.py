@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfast.models._base import GenerativeModel, require
-from genfast.sampling import sample_naive
+from genfast.sampling import compile_sampler, sample_naive
 from genfast.sampling.distributions import Distribution
 
 METHODS = ("compiled", "naive")
@@ -82,7 +82,10 @@ def draw(
     method: str = "compiled",
     **options: Any,
 ) -> Any:
-    """Draw n images or sounds from a model; see `genfast.sampling.sample_naive`.
+    """Draw n images or sounds from a model, the same ones with either method.
+
+    The compiled sampler stays with the model until one of another shape is wanted; it notices by
+    itself when weights have changed.
 
     Args:
         model: gives the distribution's parameters.
@@ -97,11 +100,13 @@ def draw(
     where = type(model).__name__
     require(where, method in METHODS, f"method in {METHODS}", method=method)
     given = {name: value for name, value in conditions.items() if value is not None}
-    return sample_naive(
-        model,
-        n,
-        event_shape=event_shape or model.event_shape,
-        distribution=distribution,
-        conditions=given,
-        **options,
-    )
+    shape = event_shape or model.event_shape
+    if method == "naive":
+        return sample_naive(
+            model, n, event_shape=shape, distribution=distribution, conditions=given, **options
+        )
+    key, sampler = model.kept_sampler
+    if key != (shape, *given):
+        sampler = compile_sampler(model, shape, distribution, conditioning=given)
+        model.kept_sampler = ((shape, *given), sampler)
+    return sampler.sample(n, **options, **given)

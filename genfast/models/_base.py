@@ -38,16 +38,24 @@ class GenerativeModel(nn.Module):
     Attributes:
         config: its settings.
         domain: "images" or "sounds": what it is a model of.
+        kept_sampler: the compiled sampler used last, and for what it was compiled; it is part of
+            no copy, pickle or state dict.
     """
 
     config: LevelConfig
     domain: ClassVar[str] = "images"
+    kept_sampler: tuple[Any, Any] = (None, None)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one image or sound: (C, H, W) or (1, T)."""
         config: Any = self.config
         return tuple(config.image_shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        state.pop("kept_sampler", None)
+        return state
 
     def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
         """Return scalars to report, among them "loss", the one to minimise for this part."""
