@@ -17,8 +17,11 @@ def fingerprint(model: nn.Module) -> Fingerprint:
             for tensors in (model.named_parameters(), model.named_buffers())
             for name, tensor in tensors
         ]
-        # One transfer for all: on a GPU each would wait.
-        hashes = torch.stack([each.cpu() for _, _, each in entries]).tolist() if entries else []
+        # Brought to the host together: on a GPU each look waits.
+        device = entries[0][2].device if entries else None
+        hashes = (
+            torch.stack([each.to(device) for _, _, each in entries]).tolist() if entries else []
+        )
     return tuple(
         (name, tensor.dtype, tensor.device, tuple(tensor.shape), number)
         for (name, tensor, _), number in zip(entries, hashes, strict=True)
