@@ -78,6 +78,7 @@ class Emitter:
         self.layouts = {value: self._layout(value) for value in graph.values}
         self.tables: list[Table] = []
         self._table_numbers: dict[int, int] = {}
+        self._nothing = v.Constant(torch.zeros(1, 1, 1))
         self._stored: list[v.Value] = [graph.input]
         self._partials: list[tuple[str, Group]] = []
         self._early: dict[tuple[Unit, Edge], Map] = {}
@@ -113,9 +114,11 @@ class Emitter:
     def locate(self, source: v.Source, features: Indices) -> tuple[int, bool, Indices]:
         """Return the buffer or table of a source, and the slots of features of its origin."""
         origin = source.origin
-        if isinstance(origin, v.Value):
-            return self._numbers[origin], False, self.layouts[origin].slots[features]
-        return self._table(origin), True, features
+        if not isinstance(origin, v.Value):
+            return self._table(origin), True, features
+        if origin not in self._numbers:  # all that is read of it lies outside, where the fill is
+            return self._table(self._nothing), True, np.zeros_like(features)
+        return self._numbers[origin], False, np.maximum(self.layouts[origin].slots[features], 0)
 
     def _table(self, origin: v.Constant | v.Condition) -> int:
         if id(origin) not in self._table_numbers:
@@ -207,6 +210,8 @@ class Emitter:
                 if not live.any():
                     continue
                 for chosen, edge in self._by_class(source, features, live, body, index):
+                    if edge is not None and (edge.origin, edge.klass) not in self.schedule:
+                        continue  # it reads outside only
                     goes_early = edge is not None and self._is_early(value, group, edge)
                     if edge is None:
                         goes_early = not group.when.span

@@ -162,7 +162,9 @@ def _options(
                 continue
             ready = clock.ready_tick(found[value].ready[klass])
             for edge in edges:
-                source = earliest[edge.origin, edge.klass]
+                source = earliest.get((edge.origin, edge.klass))
+                if source is None:  # all that the edge reads lies outside
+                    continue
                 np.maximum(ready, gather(edge, source, ready, missing=0), out=ready)
             if isinstance(value.body, Input):
                 choices = [_input_time(value, clock, found[value].ready[klass])]
@@ -261,5 +263,7 @@ def _choose(
             schedule[unit] = when
             reader = np.where(marks, ticks, NEVER)
             for edge in edges:
-                scatter(edge, reader, deadline[edge.origin, edge.klass], np.minimum.at)
+                limit = deadline.get((edge.origin, edge.klass))
+                if limit is not None:
+                    scatter(edge, reader, limit, np.minimum.at)
     return schedule, None

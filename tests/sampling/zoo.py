@@ -5,7 +5,7 @@ reason. Weights are random and of a scale at which every output depends on its i
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ class Entry:
         distribution: makes the distribution of the symbols.
         conditions: keyword arguments of `forward` for a batch of n.
         reason: what the refusal must say, a regular expression; None for a model that is taken.
-        options: further arguments of `compile_sampler`.
+        offset: output t predicts the symbol at t + offset.
+        features_last: outputs have their features after the positions.
     """
 
     make: Callable[[], nn.Module]
@@ -40,7 +41,8 @@ class Entry:
     distribution: Callable[[], Any]
     conditions: Callable[[int], dict[str, Tensor]] = nothing
     reason: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    offset: int = 0
+    features_last: bool = False
 
     def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
         """Make the module with random weights, in eval mode; torch's generator is left alone."""
@@ -77,7 +79,7 @@ ZOO: dict[str, Entry] = {
         masked.DilatedTwoStacks, (1, 6, 5), categorical(5)
     ),
     "layer norm, dense 1 x 1, dict out": Entry(
-        masked.NormedDict, (1, 5, 5), categorical(4, "signed")
+        masked.NormedDict, (1, 5, 5), categorical(4, "signed"), features_last=True
     ),
     "thirds of channels, __call__, N C K H W out": Entry(
         masked.ThirdsOfChannels, (3, 4, 5), categorical(3, "unit", layout="CK")
@@ -119,16 +121,21 @@ ZOO: dict[str, Entry] = {
         (1, 16),
         categorical(6, torch.eye(6)),
         lambda n: {"c": torch.randn(n, 3, 4), "g": torch.arange(n) % 4},
+        offset=1,
     ),
     "wavenet of the next step, one-hot": Entry(
-        wavenets.NextStep, (1, 13), categorical(6, torch.eye(6))
+        wavenets.NextStep, (1, 13), categorical(6, torch.eye(6)), offset=1
     ),
-    "wavenet without padding, Gaussian": Entry(wavenets.Valid, (1, 18), lambda: genfast.Gaussian()),
-    "wavenet of codes, channels last": Entry(wavenets.Codes, (14,), categorical(8)),
+    "wavenet without padding, Gaussian": Entry(
+        wavenets.Valid, (1, 18), lambda: genfast.Gaussian(), offset=8
+    ),
+    "wavenet of codes, channels last": Entry(
+        wavenets.Codes, (14,), categorical(8), features_last=True
+    ),
 }
 
 REFUSED: dict[str, Entry] = {
-    "attention": Entry(refused.Attention, (1, 4, 3), categorical(4), reason=r"forward"),
+    "attention": Entry(refused.Attention, (1, 4, 3), categorical(4), reason=r"rows \* 3 columns"),
     "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm|LSTM"),
     "looks at numbers": Entry(
         refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"
