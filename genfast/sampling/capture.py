@@ -244,6 +244,9 @@ def _arithmetic(model: nn.Module, output: Tensor) -> tuple[torch.dtype, torch.de
 def _undisturbed(x: Tensor) -> Iterator[None]:
     """Compiled parts of the model run as written, and global random states stay as they are."""
     with ExitStack() as stack:
+        # In inference mode a dispatch mode would see composite ops whole.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
         dynamo = "torch._dynamo" in sys.modules  # nothing can be compiled if it never was imported
         stack.enter_context(torch.compiler.set_stance("force_eager") if dynamo else nullcontext())

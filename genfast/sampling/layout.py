@@ -6,7 +6,7 @@ from the model's input, whose axes are known.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from math import prod
 from typing import Any, NamedTuple
@@ -129,6 +129,7 @@ class View:
     left: int = 0
     right: int = 1 << 60
     fill: float = 0.0
+    moved: str = field(default="", compare=False)  # the operation that shifted it last
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +181,10 @@ class Features:
                 differs = np.flatnonzero(turns[first:] | (jump[first:] != step))
                 last = first + int(differs[0]) if len(differs) else count - 1
             view = self.views[self.view[first]]
-            bounds = (view.dy, view.dx, view.top, view.bottom, view.left, view.right, view.fill)
+            bounds = (view.dy, view.dx, view.top, view.bottom, view.left, view.right)
             start, length = int(self.index[first]), last - first + 1
-            sources.append(Source(view.origin, start, step if length > 1 else 1, length, *bounds))
+            step = step if length > 1 else 1
+            sources.append(Source(view.origin, start, step, length, *bounds, view.fill, view.moved))
             first = last + 1
         return tuple(sources)
 

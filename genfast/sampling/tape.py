@@ -41,6 +41,12 @@ _UNDO = {  # how to write a new value of a view into what it is a view of
     aten.slice.Tensor: aten.slice_scatter.default,
     aten.select.int: aten.select_scatter.default,
 }
+_SPLITS = {
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+}
 _RESHAPING = {
     aten.view.default,
     aten._unsafe_view.default,
@@ -304,7 +310,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif op is aten.permute.default:
             order = [axis % len(shape) for axis in args[0]]
             new = (aten.permute.default, (value, [order.index(i) for i in range(len(order))]), {})
-        elif op in (aten.split.Tensor, aten.split_with_sizes.default) and output is not None:
+        elif op in _SPLITS and output is not None:
             axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
             sizes = args[0]
             start = output * sizes if isinstance(sizes, int) else sum(sizes[:output])
@@ -418,7 +424,8 @@ class Functions(TorchFunctionMode):
         if name in _SPECIAL:
             leaves = tree_leaves((args, kwargs))
             references = [self._tape.reference(x) for x in leaves if isinstance(x, Tensor)]
-            if any(isinstance(each, Node) for each in references):
+            kinds = {each.kind for each in references if isinstance(each, Node)}
+            if SIGNAL in kinds or (kinds and _SPECIAL[name] in ("", _LEAVES)):
                 if name == "one_hot":
                     return self._one_hot(*args, **kwargs)
                 self._tape.refuse(name, _SPECIAL[name])

@@ -163,14 +163,14 @@ def unbind(low: Lowering, self: Signal, dim: int) -> tuple[Signal, ...]:
     return tuple(select(low, self, dim, i) for i in range(self.shape[self.axis(dim)]))
 
 
-@rule(aten.split.Tensor)
+@rule(aten.split.Tensor, aten.unsafe_split)
 def split(low: Lowering, self: Signal, split_size: int, dim: int) -> tuple[Signal, ...]:
     size = self.shape[self.axis(dim)]
     sizes = [min(split_size, size - first) for first in range(0, size, split_size)]
     return split_with_sizes(low, self, sizes, dim)
 
 
-@rule(aten.split_with_sizes)
+@rule(aten.split_with_sizes, aten.unsafe_split_with_sizes)
 def split_with_sizes(
     low: Lowering, self: Signal, split_sizes: Sequence[int], dim: int
 ) -> tuple[Signal, ...]:
@@ -251,6 +251,8 @@ def window(
         if padded:
             least, most = max(least, shift + inside[0]), min(most, shift + inside[1])
             each = replace(each, fill=fill)
+        if offset != 0:
+            each = replace(each, moved=low.node.where)
         if rows:
             each = replace(each, dy=shift + offset, top=least, bottom=most)
         else:
