@@ -59,8 +59,10 @@ class CausalityReport:
             f"not causal in raster order: the prediction of pixel {leak.pixel}, colour "
             f"{leak.colour} depends on pixel {leak.sees_pixel}, colour {leak.sees_colour}. "
             f"It looks ahead in {leak.where}, through the tap at row {leak.tap[0]:+d}, column "
-            f"{leak.tap[1]:+d}"
+            f"{leak.tap[1]:+d}, which reads {leak.reads}"
         )
+        if leak.moved:
+            text += f", shifted by {leak.moved}"
         if self.causal_order:
             text += f". It is causal in {self.causal_order} order"
         return text

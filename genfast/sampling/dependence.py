@@ -36,6 +36,7 @@ class Edge:
 
     Reader's position (i, j) with (i % up, j % up) == phase reads (i // up * down + dy,
     j // up * down + dx) where that lies in rows top .. bottom - 1, columns left .. right - 1.
+    `moved` names the operation that shifted what is read, if one did.
     """
 
     origin: Value
@@ -49,6 +50,7 @@ class Edge:
     up: int = 1
     down: int = 1
     phase: tuple[int, int] = (0, 0)
+    moved: str = ""
 
     def rows(self, height: int) -> npt.NDArray[np.int64]:
         """Return for each reader's row the row it reads, -1 for none."""
@@ -160,6 +162,7 @@ def _edge(source: Source, klass: int) -> Edge:
         min(source.bottom, origin.height),
         max(source.left, 0),
         min(source.right, origin.width),
+        moved=source.moved,
     )
 
 
@@ -178,6 +181,7 @@ def conv_edge(conv: Conv, source: Source, klass: int, tap: int) -> Edge:
         conv.up,
         conv.down,
         at.phase,
+        source.moved,
     )
 
 

@@ -20,13 +20,16 @@ from genfast.sampling.values import Conv, Graph, Input, Value
 # Parameters of one draw: the first colour drawn, how many, and which output features they are.
 Draws = Sequence[tuple[int, int, Sequence[int]]]
 
+_NAMELESS = "an operation without a name"
+
 
 @dataclass(frozen=True)
 class Leak:
     """One way by which an output depends on a symbol that is not drawn yet.
 
     `pixel`, `colour`: what is predicted; `sees_pixel`, `sees_colour`: what it looks at; `where`:
-    the operation that looks ahead; `tap`: the (rows, columns) by which it does.
+    the operation that looks ahead; `tap`: the (rows, columns) by which it does; `reads`: the
+    operation whose numbers it looks at; `moved`: the pad or slice that shifted them, if one did.
     """
 
     pixel: tuple[int, int]
@@ -35,6 +38,8 @@ class Leak:
     sees_colour: int
     where: str
     tap: tuple[int, int]
+    reads: str
+    moved: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +78,16 @@ def explain(
     seen = int(found[graph.input].ready[klass][y, x]) - 1
     pixel, colour = divmod(seen, colours)
     width = graph.input.width
-    assert hop.reader is not None
     scale = (hop.edge.up, hop.edge.down)
     tap = (hop.edge.dy, hop.edge.dx)
-    where = hop.reader.where or "an operation without a name"
+    where = "the model's output" if hop.reader is None else hop.reader.where or _NAMELESS
+    reads = hop.edge.origin.where or _NAMELESS
     if scale != (1, 1):
         where += f" (stride {hop.edge.down}, upsampling {hop.edge.up})"
-    return Leak((row, column + offset), draws[draw][0], divmod(pixel, width), colour, where, tap)
+    predicted = (row, column + offset)
+    return Leak(
+        predicted, draws[draw][0], divmod(pixel, width), colour, where, tap, reads, hop.edge.moved
+    )
 
 
 def _path(
@@ -121,26 +129,26 @@ def _culprit(
     a later one), the choice is the hop both of whose ends are in order without it, nearest to the
     input.
     """
-    hops = [hop for hop in path if hop.reader is not None and not isinstance(hop.edge.origin, str)]
-    ahead = {hop: _steps_ahead(graph, hop) for hop in hops}
-    furthest = max(ahead.values(), default=0)
-    suspects = [hop for hop in hops if ahead[hop] == furthest]
+    ahead = {hop: _steps_ahead(graph, hop, offset) for hop in path}
+    furthest = max(ahead.values())
     if furthest > 0:
-        return suspects[-1]
+        return [hop for hop in path if ahead[hop] == furthest][-1]
+    hops = [hop for hop in path if hop.reader is not None]
     limits = _limits(graph, found, draws, due)
     for hop in reversed(hops):
         if isinstance(hop.reader.body, Conv) and _clean_without(hop, found, limits):  # type: ignore[union-attr]
             return hop
     convs = [hop for hop in hops if isinstance(hop.reader.body, Conv)]  # type: ignore[union-attr]
-    return (convs or hops)[-1]
+    return (convs or hops or path)[-1]
 
 
-def _steps_ahead(graph: Graph, hop: _Hop) -> int:
+def _steps_ahead(graph: Graph, hop: _Hop, offset: int) -> int:
     """Return by how many pixels of the scan a hop looks ahead; negative: back."""
     reader, origin = hop.reader, hop.edge.origin
-    assert reader is not None
-    rows = hop.reads[0] * origin.row_scale - hop.at[0] * reader.row_scale
-    columns = hop.reads[1] * origin.column_scale - hop.at[1] * reader.column_scale
+    # Output (i, j) belongs to the pixel that it predicts, `offset` columns to the right.
+    row, column = hop.at if reader is not None else (hop.at[0], hop.at[1] + offset)
+    rows = hop.reads[0] * origin.row_scale - row * (reader.row_scale if reader else 1)
+    columns = hop.reads[1] * origin.column_scale - column * (reader.column_scale if reader else 1)
     return rows * graph.input.width + columns
 
 
