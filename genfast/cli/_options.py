@@ -14,7 +14,15 @@ from genfast.cli._help import option
 from genfast.errors import InputError
 
 # A copy of the keys of genfast.models.MODELS, which would cost the import of torch for a help text.
-MODEL_NAMES = ("pixelcnn", "autoencoder", "vae", "gan")
+MODEL_NAMES = (
+    "pixelcnn",
+    "gated_pixelcnn",
+    "pixelcnn_plus_plus",
+    "wavenet",
+    "autoencoder",
+    "vae",
+    "gan",
+)
 
 DATA_GROUP = "Data"
 

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genfast.data._loader import image_of, loader_batches, own_levels, seed_of
-from genfast.data.convert import Data, as_images, to_canonical
+from genfast.data.convert import Data, as_images, labels_of, to_canonical
 from genfast.data.dataset import ImageDataset
 from genfast.errors import InputError
+
+Batch = tuple[Tensor, Tensor | None]
 
 
 def batches(
@@ -49,6 +51,31 @@ def batches(
     Raises:
         InputError: `batch_size` below 1, `start` beyond the epoch, or unusable images.
     """
+    found = labelled_batches(
+        data,
+        batch_size,
+        seed=seed,
+        epoch=epoch,
+        start=start,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        levels=levels,
+    )
+    return (images for images, _ in found)
+
+
+def labelled_batches(
+    data: Data,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    shuffle: bool = True,
+    drop_last: bool = False,
+    levels: int | None = None,
+) -> Iterator[Batch]:
+    """Yield the batches of `batches` with their labels `[B]`, int64; None where there are none."""
     if batch_size < 1:
         raise InputError(f"batches: expected batch_size >= 1, got {batch_size=}")
     if start < 0:
@@ -64,20 +91,21 @@ def batches(
 
 def _from_memory(
     data: ImageDataset, batch_size: int, indices: range, seed: int, epoch: int, shuffle: bool
-) -> Iterator[Tensor]:
+) -> Iterator[Batch]:
     if shuffle:
         generator = torch.Generator().manual_seed(seed_of(seed, epoch))
         order = torch.randperm(len(data), generator=generator)
     else:
         order = torch.arange(len(data))
     for index in indices:
+        chosen = order[index * batch_size : (index + 1) * batch_size]
         # Indexing copies, so a training step may change its batch in place.
-        yield data.images[order[index * batch_size : (index + 1) * batch_size]]
+        yield data.images[chosen], None if data.labels is None else data.labels[chosen]
 
 
 def _from_loader(
     loader: DataLoader[Any], seed: int, epoch: int, start: int, levels: int
-) -> Iterator[Tensor]:
+) -> Iterator[Batch]:
     found = loader_batches(loader, seed, epoch)
     passed = sum(1 for _ in islice(found, start))
     if passed < start:
@@ -85,4 +113,6 @@ def _from_loader(
             f"batches: expected start <= {passed}, the batches there are, got {start=}"
         )
     for item in found:
-        yield to_canonical(image_of(item, "batches"), levels, "batches")
+        images = to_canonical(image_of(item, "batches"), levels, "batches")
+        labels = labels_of(item, len(images))
+        yield images, None if labels is None else torch.tensor(labels)

@@ -119,7 +119,7 @@ def _collect(items: Iterator[Any], levels: int | None, *, batched: bool) -> Imag
         if floating:
             array = to_levels(array, levels or 256, fail)  # takes less memory at once
         images.append(array)
-        values = _labels_of(item, len(array)) if labelled else None
+        values = labels_of(item, len(array)) if labelled else None
         labelled = values is not None
         labels += values or []
     if not images:
@@ -130,7 +130,7 @@ def _collect(items: Iterator[Any], levels: int | None, *, batched: bool) -> Imag
     return ImageDataset(pixels, labels if labelled else None, levels)
 
 
-def _labels_of(item: Any, count: int) -> list[int] | None:
+def labels_of(item: Any, count: int) -> list[int] | None:
     """Return the class numbers of an item or batch, or None where it has no such thing."""
     if not isinstance(item, (tuple, list)) or len(item) < 2:
         return None

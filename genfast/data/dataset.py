@@ -46,7 +46,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         if not 2 <= levels <= MAX_LEVELS:
             raise InputError(f"ImageDataset: expected 2 to {MAX_LEVELS} levels, got {levels=}")
         self.images = _canonical(as_tensor(images), levels)
-        self.labels = None if labels is None else _canonical_labels(labels, len(self.images))
+        self.labels = None if labels is None else canonical_labels(labels, len(self.images))
         self.levels = levels
         self.name = name
 
@@ -106,15 +106,16 @@ def _canonical(images: Tensor, levels: int) -> Tensor:
     return images.to(torch.uint8 if levels <= 256 else torch.int32).contiguous()
 
 
-def _canonical_labels(
+def canonical_labels(
     labels: Tensor | npt.NDArray[np.integer] | Sequence[int], count: int
 ) -> Tensor:
+    """Return labels as int64 [count]; InputError unless they are that many integers from 0."""
     values = as_tensor(labels)
     if values.is_floating_point() or values.is_complex() or tuple(values.shape) != (count,):
         raise InputError(
-            f"ImageDataset: expected {count} integer labels, "
+            f"dataset: expected {count} integer labels, "
             f"got labels.shape={list(values.shape)} of {values.dtype}"
         )
     if count and int(values.min()) < 0:
-        raise InputError(f"ImageDataset: expected labels from 0, got label={int(values.min())}")
+        raise InputError(f"dataset: expected labels from 0, got label={int(values.min())}")
     return values.to(torch.int64).contiguous()

@@ -19,13 +19,12 @@ from genfast.data._files import (
     MAX_BYTES,
     StrPath,
     allocate,
-    check_inside,
     check_size,
     data_error,
     is_folder,
-    list_folder,
     read_whole,
 )
+from genfast.data._folders import class_numbers, find_files, has_files, split_folders
 from genfast.data._splits import check_split, select
 from genfast.data.dataset import ImageDataset
 from genfast.errors import DataError, InputError
@@ -37,7 +36,6 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".pbm"}
 _GREY_MODES = {"1", "L", "LA"}
 _COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
-_SPLIT_FOLDERS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 
 
@@ -82,16 +80,17 @@ def folder(
     if not is_folder(path):
         raise data_error(path, "a folder of images", "no folder")
     roots = split_folders(path) or {"all": Path(path)}
-    found = {part: _find(root, path, follow_links) for part, root in roots.items()}
-    names = sorted({name for files in found.values() for name, _ in files if name is not None})
-    ids = {name: label for label, name in enumerate(names)}
+    found = {
+        part: find_files(root, path, follow_links, _SUFFIXES, "images")
+        for part, root in roots.items()
+    }
+    labels = class_numbers(found)
     parts: dict[str, Callable[[], ImageDataset]] = {}
     for part, files in found.items():
-        labels = [ids[name] for name, _ in files if name is not None]
         parts[part] = partial(
             _load,
             [file for _, file in files],
-            labels or None,
+            labels[part],
             Path(path).name,
             sides=sides,
             channels=channels,
@@ -101,52 +100,9 @@ def folder(
     return select(path, parts, split, max_bytes)
 
 
-def split_folders(path: StrPath) -> dict[str, Path]:
-    """Return the subfolders that are splits; without a train folder they are classes."""
-    found = {
-        _SPLIT_FOLDERS[entry.name]: entry
-        for entry in list_folder(path)
-        if entry.name in _SPLIT_FOLDERS and entry.is_dir()
-    }
-    return found if "train" in found else {}
-
-
 def has_images(path: StrPath) -> bool:
     """Tell whether there are image files in a folder, or one or two subfolders down."""
-    level = [Path(path)]
-    for _ in range(3):
-        entries = [entry for folder_ in level for entry in list_folder(folder_)]
-        if any(_is_image(entry) for entry in entries):
-            return True
-        level = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-    return False
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _SUFFIXES and not path.is_dir()
-
-
-def _find(root: Path, top: StrPath, follow_links: bool) -> list[tuple[str | None, Path]]:
-    """Return `(class name or None, file)` for every image, in order."""
-    check_inside(root, top, follow_links)
-    entries = list_folder(root)
-    classes = [entry for entry in entries if entry.is_dir()]
-    found: list[tuple[str | None, Path]] = [(None, entry) for entry in entries if _is_image(entry)]
-    if found and classes:
-        expected = "images, or one folder per class"
-        raise data_error(root, expected, f"both ({found[0][1].name}, {classes[0].name}/)")
-    for entry in classes:
-        check_inside(entry, top, follow_links)
-        inside = list_folder(entry)
-        deeper = next((item for item in inside if item.is_dir()), None)
-        if deeper is not None:
-            raise data_error(entry, "a class folder with images only", f"folder {deeper.name}")
-        found += [(entry.name, item) for item in inside if _is_image(item)]
-    if not found:
-        raise data_error(root, f"image files ({' '.join(sorted(_SUFFIXES))})", "none")
-    for _, file in found:
-        check_inside(file, top, follow_links)
-    return found
+    return has_files(path, _SUFFIXES)
 
 
 def _load(

@@ -12,6 +12,8 @@ from genfast.data.digits import digits
 from genfast.data.folder import folder, has_images
 from genfast.data.idx import idx, idx_names
 from genfast.data.npz import npz, npz_names
+from genfast.data.sounds import SoundDataset
+from genfast.data.wav import has_sounds, wav
 
 Reader = Callable[..., ImageDataset]
 
@@ -24,6 +26,8 @@ FORMATS: dict[str, Reader] = {
     "folder": folder,
 }
 """What may stand before the colon in "format:path"."""
+
+_SOUNDS = "wav:"
 
 
 def open_data(
@@ -51,9 +55,37 @@ def open_data(
     check_split("open_data", split)
     if spec == "digits":
         return digits(split)
+    if str(spec).startswith(_SOUNDS):
+        raise data_error(spec, "images", "sounds (open_sounds reads them)")
     form, path = _parse(spec)
     reader = FORMATS[form or detect(path)]
     return reader(path, split, max_bytes=max_bytes, follow_links=follow_links)
+
+
+def open_sounds(
+    spec: StrPath,
+    split: str = "train",
+    *,
+    max_bytes: int = MAX_BYTES,
+    follow_links: bool = False,
+) -> SoundDataset:
+    """Open a folder of WAV files, or one, by its path: see `genfast.data.wav`.
+
+    Args:
+        spec: the path, or "wav:path".
+        split: "train", "test", "valid" or "all".
+        max_bytes: most memory the sounds may take.
+        follow_links: allow symbolic links that lead out of a folder.
+
+    Raises:
+        DataError: nothing is there, or what is there is no sound or is refused by the reader.
+        InputError: an unknown split.
+    """
+    check_split("open_sounds", split)
+    path = Path(str(spec).removeprefix(_SOUNDS)).expanduser()
+    if spec == "digits" and not is_folder(path):
+        raise data_error(path, "a folder of WAV files", "the name of images")
+    return wav(path, split, max_bytes=max_bytes, follow_links=follow_links)
 
 
 def _parse(spec: StrPath) -> tuple[str | None, Path]:
@@ -74,6 +106,8 @@ def _detect_folder(path: StrPath) -> str:
     found = [form for form, files in names.items() if files]
     if not found and has_images(path):
         found = ["folder"]
+    if not found and has_sounds(path):
+        raise data_error(path, "images", "WAV files, which are sounds (open_sounds reads them)")
     if len(found) != 1:
         expected = "files of one format (IDX, CIFAR .bin, train.npz, or images)"
         what = f'{" and ".join(found)}; say which with "{found[0]}:path"' if found else "none"

@@ -1,7 +1,7 @@
 """What the models share: the training parts, the checks on images, and the checks on settings."""
 
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +10,44 @@ from genfast.errors import InputError
 from genfast.ops import philox_normal
 
 
-class ImageConfig(Protocol):
-    """The two settings that every model has."""
+class LevelConfig(Protocol):
+    """The setting that every model has."""
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of a pixel or a sample."""
+        ...
+
+
+class ImageConfig(LevelConfig, Protocol):
+    """The two settings that every model of images has."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         ...
 
-    @property
-    def levels(self) -> int:
-        """Number of grey levels of a pixel."""
-        ...
-
 
 class GenerativeModel(nn.Module):
-    """A model of integer images [N, C, H, W] with levels 0 .. levels - 1.
+    """A model of integer images [N, C, H, W], or sounds [N, 1, T], of levels 0 .. levels - 1.
 
     `loss(x, part)` and `parts(step)` are all that a training loop needs to know: which losses to
-    take one step on, in which order, and which parameters each of them trains.
+    take one step on, in which order, and which parameters each of them trains. Models with
+    `classes` in their config take `labels=` in `loss` and `sample` too.
+
+    Attributes:
+        config: its settings.
+        domain: "images" or "sounds": what it is a model of.
     """
 
-    config: ImageConfig
+    config: LevelConfig
+    domain: ClassVar[str] = "images"
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one image or sound: (C, H, W) or (1, T)."""
+        config: Any = self.config
+        return tuple(config.image_shape)
 
     def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
         """Return scalars to report, among them "loss", the one to minimise for this part."""
@@ -40,7 +56,7 @@ class GenerativeModel(nn.Module):
     def sample(
         self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
     ) -> Tensor:
-        """Draw n images of integer levels [n, C, H, W]."""
+        """Draw n images of integer levels [n, C, H, W], or sounds [n, 1, T]."""
         raise NotImplementedError
 
     def parts(self, step: int) -> tuple[str, ...]:
@@ -59,21 +75,27 @@ class GenerativeModel(nn.Module):
 
     @property
     def level_dtype(self) -> torch.dtype:
-        """The dtype of images with this many levels: uint8 up to 256, else int32."""
+        """The dtype of integers with this many levels: uint8 up to 256, else int32."""
         return torch.uint8 if self.config.levels <= 256 else torch.int32
 
     def _check_part(self, part: str, known: tuple[str, ...]) -> None:
         require(type(self).__name__, part in known, f"part in {known}", part=part)
 
     def _check_images(self, x: Tensor) -> None:
-        """Refuse what is not a batch of this model's images.
+        """Refuse what is not a batch of this model's images."""
+        shape = self.event_shape
+        fits = x.dim() == 1 + len(shape) and tuple(x.shape[1:]) == shape
+        rule = f"images [N, {', '.join(map(str, shape))}]"
+        require(type(self).__name__, fits, rule, shape=list(x.shape))
+        self._check_levels(x)
+
+    def _check_levels(self, x: Tensor) -> None:
+        """Refuse what are no integer levels of this model.
 
         The range is looked at on the CPU only: elsewhere it would wait for the device. Not when
         compiling either: it would cut the graph in two.
         """
-        name, shape, levels = type(self).__name__, self.config.image_shape, self.config.levels
-        fits = x.dim() == 4 and tuple(x.shape[1:]) == shape
-        require(name, fits, f"images [N, {', '.join(map(str, shape))}]", shape=list(x.shape))
+        name, levels = type(self).__name__, self.config.levels
         is_integer = not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
         require(name, is_integer, "integer levels", dtype=x.dtype)
         if x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling():
@@ -105,6 +127,12 @@ def check_image(config: ImageConfig) -> None:
     is_shape = isinstance(shape, list | tuple) and len(shape) == 3 and all(map(_is_size, shape))
     require(where, is_shape, "image_shape (C, H, W) of positive integers", image_shape=shape)
     object.__setattr__(config, "image_shape", tuple(shape))
+    check_levels(config)
+
+
+def check_levels(config: LevelConfig) -> None:
+    """Check `levels`."""
+    where = type(config).__name__
     is_count = _is_size(config.levels) and 2 <= config.levels <= 65536
     require(where, is_count, "levels in 2 .. 65536", levels=config.levels)
 

@@ -85,7 +85,7 @@ class When:
     """When position (i, j) of an instruction's grid is computed.
 
     At the scan position (r, c) = (i * row_scale + row_offset, j * column_scale + column_offset),
-    for 0 <= i < height and first <= j < width; never, if no scan position is that. `span`: at the
+    for 0 <= i < height and 0 <= j < width; never, if no scan position is that. `span`: at the
     start of the span that holds c, together with the span's other columns. Otherwise at (r, c)
     itself, after `after` of the pixel's draws.
     """

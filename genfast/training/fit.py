@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from genfast.errors import CheckpointError, InputError
-from genfast.models import GenerativeModel, create
+from genfast.models import MODELS, GenerativeModel, create, create_config
 from genfast.training import checkpoint, rng
 from genfast.training.config import RESUMABLE, TrainingConfig, resolve_device
-from genfast.training.loader import Batches
+from genfast.training.loader import Batches, SoundBatches
 from genfast.training.loop import Loop
 from genfast.training.progress import say
 from genfast.training.run import RUN, check_same, describe_model, locked, write_run
@@ -35,10 +35,11 @@ def fit(
     and stop with KeyboardInterrupt or SystemExit(143); a second one stops at once.
 
     Args:
-        model: a name in `genfast.models.MODELS`, with image shape and grey levels from the data; or
-            an instance, which is trained in place.
+        model: a name in `genfast.models.MODELS`, with image shape and grey levels, or the sample
+            rate, from the data; or an instance, which is trained in place.
         data: images to train on: a name or path for `genfast.data.open_data`, an ImageDataset,
-            images, a torch Dataset or a DataLoader.
+            images, a torch Dataset or a DataLoader. For a model of sounds a path for
+            `genfast.data.open_sounds` or a SoundDataset.
         run: folder to write to; None writes nothing.
         valid: images to measure the loss on after each epoch, in the same forms (a name or path
             means its test split); unused for models of several parts, such as GANs.
@@ -82,18 +83,19 @@ def _fit(
     config = _settings(found, fields)
     device = resolve_device(config.device)
     with rng.private(config.seed):
-        levels = _wanted_levels(model, model_options)
-        batches = Batches(data, config.batch_size, config.seed, levels)
+        given = _given(model, model_options, found)
+        batches = _open(model, given, data, config)
         held_out = None
         if valid is not None:
-            held_out = Batches(valid, config.batch_size, config.seed, batches.levels, "test")
+            held_out = _open(model, {**given, **batches.decided}, valid, config, "test")
         described = batches.describe()
         if found is not None:
             check_same("data", found.state.get("data"), described, found.path)
-        model = _model(model, model_options, batches, found)
-        _check_images("data", model, batches)
+        if isinstance(model, str):
+            model = create(model, **{**batches.decided, **given})
+        _check_data("data", model, batches)
         if held_out is not None:
-            _check_images("valid", model, held_out)
+            _check_data("valid", model, held_out)
         identity = {"model": describe_model(model), "training": asdict(config), "data": described}
         loop = Loop(Trainer(model, config, device), batches, held_out, config, run, identity)
         if found is not None:
@@ -144,41 +146,49 @@ def _settings(found: checkpoint.Checkpoint | None, fields: Mapping[str, Any]) ->
     return config
 
 
-def _model(
+def _given(
     model: str | GenerativeModel,
     options: Mapping[str, Any] | None,
-    batches: Batches,
     found: checkpoint.Checkpoint | None,
-) -> GenerativeModel:
-    """Return the model to train; a named one gets what is not given from the run or the data."""
+) -> dict[str, Any]:
+    """Return what is known of the model's config before the data are; check the arguments.
+
+    For a named model these are the settings given and those of the run.
+    """
     if isinstance(model, str):
         saved = found.state.get("model") if found is not None else None
-        if isinstance(saved, dict) and saved.get("name") == model:
-            settings = saved.get("config", {})
-        else:
-            settings = {"image_shape": batches.image_shape, "levels": batches.levels}
-        return create(model, **{**settings, **(options or {})})
+        is_same = isinstance(saved, dict) and saved.get("name") == model
+        return {**(saved.get("config", {}) if is_same and saved else {}), **(options or {})}
     if options:
         raise InputError("fit: expected model_options only with the name of a model, got both")
     missing = [name for name in ("loss", "parts", "parameters_of") if not hasattr(model, name)]
     if missing or not isinstance(model, nn.Module):
         lacks = ", ".join(missing) or "torch.nn.Module"
         raise InputError(f"fit: expected a generative model, got {type(model)} without {lacks}")
-    return model
+    return {"levels": getattr(getattr(model, "config", None), "levels", None)}
 
 
-def _wanted_levels(model: str | GenerativeModel, options: Mapping[str, Any] | None) -> int | None:
-    """Return the grey levels the model is for, if that is known before the data are."""
-    if isinstance(model, str):
-        levels = (options or {}).get("levels")
-    else:
-        levels = getattr(getattr(model, "config", None), "levels", None)
-    return levels if isinstance(levels, int) else None  # anything else is the config's to refuse
+def _open(
+    model: str | GenerativeModel,
+    given: Mapping[str, Any],
+    data: Any,
+    config: TrainingConfig,
+    split: str = "train",
+) -> Batches | SoundBatches:
+    """Open what the model is to be trained on, in the form its settings ask for."""
+    known = MODELS[model][1] if isinstance(model, str) and model in MODELS else type(model)
+    if getattr(known, "domain", "images") == "sounds":
+        settings = create_config(model, **given) if isinstance(model, str) else model.config
+        return SoundBatches(data, config.batch_size, config.seed, settings, split)
+    levels = given.get("levels")
+    # Anything else is the config's to refuse.
+    levels = levels if isinstance(levels, int) else None
+    return Batches(data, config.batch_size, config.seed, levels, split)
 
 
-def _check_images(what: str, model: GenerativeModel, batches: Batches) -> None:
-    """Refuse images of another shape or range than the model's."""
-    for name in ("image_shape", "levels"):
-        expected, got = getattr(getattr(model, "config", None), name, None), getattr(batches, name)
+def _check_data(what: str, model: GenerativeModel, batches: Batches | SoundBatches) -> None:
+    """Refuse data of another shape, range or sample rate than the model's."""
+    for name, got in batches.decided.items():
+        expected = getattr(getattr(model, "config", None), name, None)
         if expected is not None and expected != got:
             raise InputError(f"fit: expected {what} with {name}={expected}, got {name}={got}")

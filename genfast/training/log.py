@@ -12,7 +12,7 @@ from genfast.errors import CheckpointError, InputError
 from genfast.training.run import write_file
 
 CSV, JSONL = "log.csv", "log.jsonl"
-_FIRST_COLUMNS = ("step", "epoch", "seconds", "images_per_second")
+_FIRST_COLUMNS = ("step", "epoch", "seconds")
 
 Row = dict[str, Any]
 

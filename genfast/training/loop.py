@@ -9,10 +9,9 @@ import torch
 
 from genfast._files import encode_json
 from genfast.errors import CheckpointError, DataError, NumericsError
-from genfast.images import save_grid
 from genfast.training import checkpoint, rng
 from genfast.training.config import TrainingConfig
-from genfast.training.loader import Batches, with_last
+from genfast.training.loader import Batches, SoundBatches, with_last
 from genfast.training.log import RunLog
 from genfast.training.progress import Progress, say
 from genfast.training.run import SUMMARY, write_file
@@ -60,8 +59,8 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
-        data: Batches,
-        valid: Batches | None,
+        data: Batches | SoundBatches,
+        valid: Batches | SoundBatches | None,
         config: TrainingConfig,
         run: Path | None,
         identity: dict[str, Any],
@@ -110,7 +109,8 @@ class Loop:
             self._trainer.finish()
             return
         total = None if per_epoch is None else per_epoch * config.epochs
-        bar = Progress(name, total, self._trainer.step, config.epochs, config.progress)
+        steps, noun = self._trainer.step, self._data.noun
+        bar = Progress(name, total, steps, config.epochs, config.progress, noun)
         with self._stop:
             try:
                 self._start()
@@ -145,8 +145,8 @@ class Loop:
         config, position, trainer = self._config, self.position, self._trainer
         before = trainer.step
         started = time.perf_counter()
-        for x, last in with_last(self._data.epoch(position.epoch, position.batch)):
-            losses = trainer.train_step(x)
+        for (x, labels), last in with_last(self._data.epoch(position.epoch, position.batch)):
+            losses = trainer.train_step(x, labels)
             position.batch += 1
             position.seconds += time.perf_counter() - started
             self._collect(losses, len(x))
@@ -188,7 +188,8 @@ class Loop:
         position = self.position
         means = {name: position.sums[name] / count for name, count in position.counts.items()}
         if self._log is not None:
-            self._log.write(self._row() | {"images_per_second": self._images_per_second()} | means)
+            speed = {f"{self._data.noun}_per_second": self._images_per_second()}
+            self._log.write(self._row() | speed | means)
         position.losses |= means
         position.row_seconds = position.seconds
         position.images, position.sums, position.counts = 0, {}, {}
@@ -209,10 +210,10 @@ class Loop:
         seed = rng.derive(self._config.seed, 1)  # the same noise each time
         model.eval()
         with rng.private(seed), self._trainer.sampling_weights(), torch.no_grad():
-            for x in self._valid.once():
+            for x, labels in self._valid.once():
                 if self._stop:
                     return
-                for name, value in model.loss(x.to(self._trainer.device), "model").items():
+                for name, value in self._trainer.losses(x, labels, "model").items():
                     sums[name] = sums.get(name, 0.0) + value.item() * len(x)
                 count += len(x)
         row = {f"valid/{name}": value / count for name, value in sums.items()}
@@ -220,16 +221,15 @@ class Loop:
         self.position.losses |= row
 
     def _sample(self) -> None:
-        """Write a grid of samples, drawn from the same noise each time and off the run's own."""
+        """Write samples, drawn from the same noise each time and off the run's own."""
         if self._run is None or self._stop:
             return
         trainer, config = self._trainer, self._config
         seed = rng.derive(config.seed, 2)
         generator = torch.Generator().manual_seed(seed)
         with rng.private(seed), trainer.sampling_weights():
-            images = trainer.model.sample(config.sample_count, generator=generator)
-        path = self._run / "samples" / f"step-{trainer.step:08d}.png"
-        save_grid(images, path, self._data.levels)
+            samples = trainer.model.sample(config.sample_count, generator=generator)
+        self._data.write_samples(samples, self._run / "samples" / f"step-{trainer.step:08d}")
 
     def _save(self) -> None:
         """Write a checkpoint, unless this step has one."""

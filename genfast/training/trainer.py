@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfast.errors import NumericsError
+from genfast.errors import InputError, NumericsError
 from genfast.models import GenerativeModel
 from genfast.training import rng
 from genfast.training.config import TrainingConfig
@@ -42,23 +42,34 @@ class Trainer:
         for part in model.parts(0):  # torch loads much for a first optimizer: not during a step
             self._optimizer(part)
 
-    def train_step(self, x: Tensor) -> dict[str, float]:
+    def losses(self, x: Tensor, labels: Tensor | None, part: str) -> dict[str, Tensor]:
+        """Return the losses of a batch; a model with classes gets its labels."""
+        loss: Any = self.model.loss
+        x = x.to(self.device, non_blocking=True)
+        if not getattr(getattr(self.model, "config", None), "classes", 0):
+            return dict(loss(x, part))
+        if labels is None:
+            raise InputError("data: expected labels, as the model has classes, got none")
+        return dict(loss(x, part, labels=labels.to(self.device, non_blocking=True)))
+
+    def train_step(self, x: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Take one step for each part that trains now; return their losses.
 
         Args:
-            x: [N, C, H, W] integer levels.
+            x: [N, C, H, W] or [N, 1, T] integer levels.
+            labels: class numbers [N], if the data have them; for models with classes.
 
         Raises:
+            InputError: if the model has classes and the data no labels.
             NumericsError: if a loss or gradient is not finite, before any weight of this part
                 changes.
         """
-        x = x.to(self.device, non_blocking=True)
         self.model.train()
         reported: dict[str, float] = {}
         for part in self.model.parts(self.step):
             optimizer, parameters = self._optimizer(part), self._parameters[part]
             with torch.autocast(self.device.type, self._amp_dtype, self._config.amp):
-                losses = self.model.loss(x, part)
+                losses = self.losses(x, labels, part)
             optimizer.zero_grad(set_to_none=True)
             # inputs: the other parts' gradients are not computed at all.
             self._scaler.scale(losses["loss"]).backward(inputs=parameters)  # type: ignore[no-untyped-call]

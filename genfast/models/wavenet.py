@@ -1,0 +1,264 @@
+"""WaveNet: the likelihood of a sound as a product over its samples.
+
+Source: van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Senior and Kavukcuoglu
+2016, "WaveNet: A Generative Model for Raw Audio" (section 2, figures 3 and 4). The mixture of
+logistics for 16-bit samples: van den Oord et al. 2017, "Parallel WaveNet" (section 3.1).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genfast.models._autoregressive import categorical_log_prob, labels_of, vectors_of
+from genfast.models._base import (
+    GenerativeModel,
+    check_choice,
+    check_levels,
+    check_sizes,
+    require,
+)
+from genfast.nn import logistic_mixture_nll
+
+LOWEST_LOG_SCALE = -14.0
+"""Of the logistics: a hundredth of a 16-bit step."""
+
+
+@dataclass(frozen=True)
+class WaveNetConfig:
+    """Settings of a WaveNet.
+
+    Attributes:
+        length: samples of a training example, and of a drawn sound unless told otherwise.
+        levels: number of levels of a sample: 256 is the paper's, 65536 is 16 bits.
+        companding: what levels stand for: "mu-law", or "linear" in amplitude.
+        sample_rate: of the sounds, in Hz; it changes no number, only the files written.
+        output: "softmax" over the levels, or "logistic" for a mixture of logistics.
+        mixtures: number of logistics in a mixture.
+        input: how the network sees a sample: "one-hot", "embedding" (a learned vector for each
+            level) or "value" (one number in -1 .. 1).
+        residual_channels: width of the residual stream.
+        gate_channels: width of the gates: outputs of each dilated convolution's two halves.
+        skip_channels: width of the sum of the layers' skips.
+        head_channels: width between the two 1 x 1 convolutions of the head.
+        layers: number of dilated layers.
+        cycle: layers until the dilation, doubled from layer to layer, starts at 1 again.
+        kernel_size: taps of the first and of the dilated convolutions.
+        classes: number of class labels (speakers, words) to condition on; 0 without.
+        features: numbers in each frame of local conditioning; 0 without.
+        hop: samples that a frame of local conditioning stands for.
+        upsampling: how frames become samples: "repeat", or "transposed" (a learned convolution).
+    """
+
+    length: int = 4096
+    levels: int = 256
+    companding: str = "mu-law"
+    sample_rate: int = 16000
+    output: str = "softmax"
+    mixtures: int = 10
+    input: str = "one-hot"
+    residual_channels: int = 32
+    gate_channels: int = 32
+    skip_channels: int = 64
+    head_channels: int = 64
+    layers: int = 20
+    cycle: int = 10
+    kernel_size: int = 2
+    classes: int = 0
+    features: int = 0
+    hop: int = 1
+    upsampling: str = "repeat"
+
+    def __post_init__(self) -> None:
+        check_levels(self)
+        check_sizes(self, "length", "sample_rate", "mixtures", "layers", "cycle", "hop")
+        check_sizes(self, "residual_channels", "gate_channels", "skip_channels", "head_channels")
+        check_sizes(self, "kernel_size", minimum=2)
+        check_sizes(self, "classes", "features", minimum=0)
+        check_choice(self, "companding", ("mu-law", "linear"))
+        check_choice(self, "output", ("softmax", "logistic"))
+        check_choice(self, "input", ("one-hot", "embedding", "value"))
+        check_choice(self, "upsampling", ("repeat", "transposed"))
+
+
+class CausalConv1d(nn.Conv1d):
+    """A convolution whose output at t sees inputs at t, t - dilation, ... and nothing later."""
+
+    def __init__(self, inputs: int, outputs: int, kernel_size: int, dilation: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel_size, dilation=dilation)
+        self.reach = (kernel_size - 1) * dilation
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N, C_in, T] to [N, C_out, T]."""
+        return super().forward(F.pad(input, (self.reach, 0)))
+
+
+class DilatedLayer(nn.Module):
+    """Figure 4: a gated dilated convolution, then 1 x 1 to the residual stream and to the skips.
+
+    z = tanh(W_f * x + V_f h) * sigmoid(W_g * x + V_g h), where V h is a bias for the label, a
+    1 x 1 convolution of the local features, both, or nothing. The last layer feeds the skips only.
+    """
+
+    def __init__(self, config: WaveNetConfig, dilation: int, is_last: bool) -> None:
+        super().__init__()
+        width, residual = 2 * config.gate_channels, config.residual_channels
+        self.dilated = CausalConv1d(residual, width, config.kernel_size, dilation)
+        self.of_label = nn.Embedding(config.classes, width) if config.classes else None
+        self.of_features = (
+            nn.Conv1d(config.features, width, 1, bias=False) if config.features else None
+        )
+        self.residual = None if is_last else nn.Conv1d(config.gate_channels, residual, 1)
+        self.skip = nn.Conv1d(config.gate_channels, config.skip_channels, 1)
+        if self.of_label is not None:  # as a Linear of one-hot vectors would start
+            nn.init.normal_(self.of_label.weight, std=config.classes**-0.5)
+
+    def forward(
+        self, x: Tensor, labels: Tensor | None, features: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Map [N, R, T] to the stream [N, R, T] and the skip [N, S, T]."""
+        gates = self.dilated(x)
+        if self.of_label is not None:
+            gates = gates + self.of_label(labels)[:, :, None]
+        if self.of_features is not None:
+            gates = gates + self.of_features(cast(Tensor, features))
+        f, g = gates.chunk(2, dim=1)
+        z = torch.tanh(f) * torch.sigmoid(g)
+        return x if self.residual is None else x + self.residual(z), self.skip(z)
+
+
+class WaveNet(GenerativeModel):
+    """WaveNet over mu-law or linear levels, with a softmax or a mixture of logistics a sample.
+
+    Output t is the distribution of sample t: the input is shifted by one inside, and the first
+    sample sees zeros. Sounds of any length have a likelihood.
+
+    Source: van den Oord et al. 2016, "WaveNet: A Generative Model for Raw Audio".
+    """
+
+    config: WaveNetConfig
+    domain: ClassVar[str] = "sounds"
+
+    def __init__(self, config: WaveNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels, residual = config.levels, config.residual_channels
+        inputs = {"one-hot": levels, "embedding": residual, "value": 1}[config.input]
+        self.embedding = nn.Embedding(levels, residual) if config.input == "embedding" else None
+        self.stem = CausalConv1d(inputs, residual, config.kernel_size)
+        self.layers = nn.ModuleList(
+            DilatedLayer(config, 2 ** (index % config.cycle), is_last=index == config.layers - 1)
+            for index in range(config.layers)
+        )
+        outputs = levels if config.output == "softmax" else 3 * config.mixtures
+        self.head = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv1d(config.skip_channels, config.head_channels, 1),
+            nn.ReLU(),
+            nn.Conv1d(config.head_channels, outputs, 1),
+        )
+        transposed = config.features and config.upsampling == "transposed"
+        self.upsample = (
+            nn.ConvTranspose1d(config.features, config.features, config.hop, config.hop)
+            if transposed
+            else None
+        )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(1, length)."""
+        return (1, self.config.length)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many samples before it the distribution of a sample sees."""
+        convolutions = [self.stem, *(cast(DilatedLayer, layer).dilated for layer in self.layers)]
+        return 1 + sum(convolution.reach for convolution in convolutions)
+
+    def forward(
+        self, x: Tensor, labels: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """Return the distributions of all samples, each given those before it in x.
+
+        Args:
+            x: levels [N, 1, T]. With input "value" a floating-point tensor of levels is taken
+                too, so that gradients can show what depends on what.
+            labels: class numbers [N], where the model has classes.
+            features: frames [N, features, F] with F * hop >= T, where the model takes them; frame
+                i belongs to the samples from i * hop on.
+
+        Returns:
+            Logits [N, levels, 1, T]; for output "logistic" the parameters [N, 3 * mixtures, T].
+        """
+        # Before the first sample there is none: zeros, not a level.
+        stream = self.stem(F.pad(self._encode(x), (1, -1)))
+        if features is not None:
+            features = self._upsample(features, x.shape[2])
+        skips: Tensor | None = None
+        for layer in self.layers:
+            stream, skip = layer(stream, labels, features)
+            skips = skip if skips is None else skips + skip
+        out = cast(Tensor, self.head(cast(Tensor, skips)))
+        return out.unsqueeze(2) if self.config.output == "softmax" else out
+
+    def _encode(self, x: Tensor) -> Tensor:
+        """Return the levels [N, 1, T] as what the first convolution sees, [N, I, T]."""
+        if self.embedding is not None:
+            return cast(Tensor, self.embedding(x[:, 0].long())).transpose(1, 2)
+        dtype, levels = self.stem.weight.dtype, self.config.levels
+        if self.config.input == "one-hot":
+            return (x == torch.arange(levels, device=x.device)[:, None]).to(dtype)
+        return x.to(dtype) * (2 / (levels - 1)) - 1
+
+    def _upsample(self, features: Tensor, length: int) -> Tensor:
+        if self.upsample is not None:
+            features = self.upsample(features)
+        else:
+            features = features.repeat_interleave(self.config.hop, dim=2)
+        return features[:, :, :length]
+
+    def log_prob(
+        self, x: Tensor, labels: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """Return the log-likelihood [N] in nats of integer sounds [N, 1, T] of any length T.
+
+        Raises:
+            InputError: sounds or conditioning that are not this model's.
+        """
+        self._check_images(x)
+        config = self.config
+        labels = labels_of("WaveNet", labels, len(x), config.classes)
+        frames = -(-x.shape[2] // config.hop)
+        features = vectors_of("WaveNet", "features", features, (len(x), config.features, frames))
+        out = self(x, labels, features)
+        if config.output == "softmax":
+            return categorical_log_prob(out, x)
+        return -logistic_mixture_nll(
+            out, x, levels=config.levels, lowest_log_scale=LOWEST_LOG_SCALE
+        )
+
+    def bits_per_dim(
+        self, x: Tensor, labels: Tensor | None = None, features: Tensor | None = None
+    ) -> Tensor:
+        """Return the negative log-likelihood [N] in bits per sample."""
+        return -self.log_prob(x, labels, features) / (x.shape[2] * math.log(2))
+
+    def loss(
+        self,
+        x: Tensor,
+        part: str = "model",
+        labels: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the mean negative log-likelihood: "loss" in nats per sound, "bits_per_dim"."""
+        self._check_part(part, ("model",))
+        nll = -self.log_prob(x, labels, features).mean()
+        return {"loss": nll, "bits_per_dim": nll.detach() / (x.shape[2] * math.log(2))}
+
+    def _check_images(self, x: Tensor) -> None:
+        fits = x.dim() == 3 and x.shape[1] == 1 and x.shape[2] >= 1
+        require("WaveNet", fits, "sounds [N, 1, T]", shape=list(x.shape))
+        self._check_levels(x)

@@ -1,0 +1,132 @@
+"""The printed form of a Program: what runs per row and per pixel, its arithmetic, its caches."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from genfast.sampling.program import (
+    Gemm,
+    Instruction,
+    Lookup,
+    Pointwise,
+    Program,
+    Reduce,
+    When,
+)
+
+
+def describe(program: Program) -> str:
+    """Return the plan for a person: instructions, FLOP per pixel, bytes of cache per image."""
+    kind = "sound" if program.height == 1 else "image"
+    shape = f"{program.colours} x {program.height} x {program.width}"
+    name = str(program.dtype).removeprefix("torch.")
+    lines = [f"Sampler of one {kind} of {shape} symbols in {name}"]
+    span = "row" if program.height > 1 else f"span of {program.span} samples"
+    groups = {f"Once per {span}": [i for i in program.instructions if i.when.span]}
+    for draw in range(len(program.draws) + 1):
+        title = "Once per pixel" if program.height > 1 else "Once per sample"
+        if len(program.draws) > 1 or draw == len(program.draws):
+            title += f", after {draw} of {len(program.draws)} draws"
+        groups[title] = [
+            i for i in program.instructions if not i.when.span and i.when.after == draw
+        ]
+    for title, instructions in groups.items():
+        if instructions:
+            lines.append(f"{title}:")
+            lines += [f"  {line}" for line in _lines(program, instructions)]
+    pixels = program.height * program.width
+    early = sum(_flop(i) * _times(program, i.when) for i in program.instructions if i.when.span)
+    late = sum(_flop(i) * _times(program, i.when) for i in program.instructions if not i.when.span)
+    share = early / max(early + late, 1)
+    lines.append(
+        f"Arithmetic: {_si((early + late) / pixels)}FLOP a pixel, {share:.0%} of it once per {span}"
+    )
+    lines.append(f"Weights: {_si(weight_bytes(program))}B")
+    lines.append(f"Caches: {_si(cache_bytes(program))}B an image")
+    return "\n".join(lines)
+
+
+def cache_bytes(program: Program) -> int:
+    """Return the bytes that all buffers of one image take."""
+    size = torch.empty((), dtype=program.dtype).element_size()
+    return size * sum(b.features * b.rows * b.columns for b in program.buffers)
+
+
+def weight_bytes(program: Program) -> int:
+    """Return the bytes of all weights, tables and biases."""
+    size = torch.empty((), dtype=program.dtype).element_size()
+    return size * sum(_weights(instruction) for instruction in program.instructions)
+
+
+def total_flop(program: Program) -> int:
+    """Return the floating-point operations of one image; those of Gemm only."""
+    return sum(_flop(i) * _times(program, i.when) for i in program.instructions)
+
+
+def _lines(program: Program, instructions: list[Instruction]) -> Iterator[str]:
+    for instruction in instructions:
+        buffer = program.buffers[instruction.out]
+        width = _width(instruction)
+        where = buffer.name
+        part = (
+            "" if width == buffer.features else f"[{instruction.first}:{instruction.first + width}]"
+        )
+        every = instruction.when
+        scale = ""
+        if (every.row_scale, every.column_scale) != (1, 1):
+            scale = f", every {every.row_scale} x {every.column_scale} pixels"
+        yield f"{_what(instruction):<44} -> {width:>4}  {where}{part}{scale}"
+
+
+def _what(instruction: Instruction) -> str:
+    if isinstance(instruction, Gemm):
+        width = sum(tap.read.count for tap in instruction.taps)
+        extra = " + early" if instruction.initial else ""
+        return f"gemm {width} in {len(instruction.taps)} taps{extra}"
+    if isinstance(instruction, Pointwise):
+        steps = ", ".join(step.op for step in instruction.steps) or "copy"
+        return f"pointwise {steps}"
+    if isinstance(instruction, Reduce):
+        return f"{instruction.op} of {instruction.size}"
+    return f"lookup in {instruction.weight.shape[0]} rows"
+
+
+def _width(instruction: Instruction) -> int:
+    if isinstance(instruction, Gemm | Pointwise):
+        return instruction.count
+    if isinstance(instruction, Reduce):
+        return instruction.outer * instruction.inner
+    return int(instruction.weight.shape[1])
+
+
+def _weights(instruction: Instruction) -> int:
+    if isinstance(instruction, Gemm):
+        bias = 0 if instruction.bias is None else instruction.bias.numel()
+        return bias + sum(tap.weight.numel() for tap in instruction.taps)
+    return instruction.weight.numel() if isinstance(instruction, Lookup) else 0
+
+
+def _flop(instruction: Instruction) -> int:
+    """Return the operations of one position; taps of one of several phases count in part."""
+    if not isinstance(instruction, Gemm):
+        return 0
+    return sum(2 * tap.weight.numel() for tap in instruction.taps) // instruction.up**2
+
+
+def _times(program: Program, when: When) -> int:
+    """Return how many positions of its grid an instruction computes."""
+    rows = sum(
+        0 <= i * when.row_scale + when.row_offset < program.height for i in range(when.height)
+    )
+    columns = sum(
+        0 <= j * when.column_scale + when.column_offset < program.width for j in range(when.width)
+    )
+    return rows * columns
+
+
+def _si(number: float) -> str:
+    if number < 1000:
+        return f"{number:.0f} "
+    power = min(int(math.log10(number) // 3), 4)
+    return f"{number / 1000**power:.3g} {' kMGT'[power]}"

@@ -1,0 +1,138 @@
+"""Small models in the styles found in public code, each with what a sampler must be told of it.
+
+`ZOO` holds those that must be taken as they are, `REFUSED` those that must be refused with the
+reason. Weights are random and of a scale at which every output depends on its inputs visibly.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import genfast
+from tests.sampling import zoo_masked as masked
+from tests.sampling import zoo_refused as refused
+from tests.sampling import zoo_stacks as stacks
+from tests.sampling import zoo_wavenets as wavenets
+
+
+def nothing(n: int) -> dict[str, Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo.
+
+    Attributes:
+        make: builds the module; call `build` instead.
+        event_shape: as for `compile_sampler`.
+        distribution: makes the distribution of the symbols.
+        conditions: keyword arguments of `forward` for a batch of n.
+        reason: what the refusal must say, a regular expression; None for a model that is taken.
+        options: further arguments of `compile_sampler`.
+    """
+
+    make: Callable[[], nn.Module]
+    event_shape: tuple[int, ...]
+    distribution: Callable[[], Any]
+    conditions: Callable[[int], dict[str, Tensor]] = nothing
+    reason: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Module:
+        """Make the module with random weights, in eval mode; torch's generator is left alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = self.make().to(dtype).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    # Default weights shrink what passes: after some layers the far past is lost.
+                    parameter.mul_(1.5)
+        return model
+
+    def condition(self, n: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """Return conditions for a batch of n, reals in `dtype`."""
+        with torch.random.fork_rng():
+            torch.manual_seed(n)
+            given = self.conditions(n)
+        return {
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in given.items()
+        }
+
+
+def categorical(levels: int, values: Tensor | str | None = None, **more: Any) -> Callable[[], Any]:
+    return lambda: genfast.Categorical(levels, values=values, **more)
+
+
+ZOO: dict[str, Entry] = {
+    "batch norm, mask in place": Entry(masked.BatchNormed, (1, 5, 6), categorical(4, "unit")),
+    "residual, mask an attribute, tuple out": Entry(
+        masked.ResidualTuple, (1, 6, 5), categorical(4, "signed")
+    ),
+    "two stacks dilated, mask 1 1 k k, integers in": Entry(
+        masked.DilatedTwoStacks, (1, 6, 5), categorical(5)
+    ),
+    "layer norm, dense 1 x 1, dict out": Entry(
+        masked.NormedDict, (1, 5, 5), categorical(4, "signed")
+    ),
+    "thirds of channels, __call__, N C K H W out": Entry(
+        masked.ThirdsOfChannels, (3, 4, 5), categorical(3, "unit", layout="CK")
+    ),
+    "interleaved colours, not square": Entry(
+        masked.InterleavedColours, (2, 4, 6), categorical(3, "signed")
+    ),
+    "codes, label and map": Entry(
+        masked.CodesWithContext,
+        (1, 4, 5),
+        categorical(6),
+        lambda n: {"label": torch.arange(n) % 3, "context": torch.randn(n, 2, 4, 5)},
+    ),
+    "codes, label": Entry(
+        masked.CodesWithContext, (1, 5, 4), categorical(6), lambda n: {"label": torch.arange(n) % 3}
+    ),
+    "one-hot inside, cannot be copied": Entry(masked.OneHotInside, (1, 5, 5), categorical(5)),
+    "gated with a blind spot, label": Entry(
+        stacks.BlindSpot,
+        (1, 6, 5),
+        categorical(4, "signed"),
+        lambda n: {"labels": torch.arange(n) % 3},
+    ),
+    "gated without a blind spot": Entry(stacks.NoBlindSpot, (1, 6, 5), categorical(4, "signed")),
+    "gated, one column": Entry(stacks.NoBlindSpot, (1, 5, 1), categorical(4, "unit")),
+    "plus plus, mixture": Entry(
+        lambda: stacks.PlusPlus(10 * 2), (3, 4, 6), lambda: genfast.LogisticMixture(256, 2)
+    ),
+    "plus plus, old weight norm, Bernoulli": Entry(
+        lambda: stacks.PlusPlus(1, colours=1, norm=stacks.old_weight_norm),
+        (1, 6, 4),
+        lambda: genfast.Bernoulli(),
+    ),
+    "wavenet of the same step": Entry(
+        wavenets.SameStep, (1, 20), categorical(8, torch.arange(8.0))
+    ),
+    "wavenet of the next step, one-hot, conditions": Entry(
+        wavenets.NextStep,
+        (1, 16),
+        categorical(6, torch.eye(6)),
+        lambda n: {"c": torch.randn(n, 3, 4), "g": torch.arange(n) % 4},
+    ),
+    "wavenet of the next step, one-hot": Entry(
+        wavenets.NextStep, (1, 13), categorical(6, torch.eye(6))
+    ),
+    "wavenet without padding, Gaussian": Entry(wavenets.Valid, (1, 18), lambda: genfast.Gaussian()),
+    "wavenet of codes, channels last": Entry(wavenets.Codes, (14,), categorical(8)),
+}
+
+REFUSED: dict[str, Entry] = {
+    "attention": Entry(refused.Attention, (1, 4, 3), categorical(4), reason=r"forward"),
+    "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm|LSTM"),
+    "looks at numbers": Entry(
+        refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"
+    ),
+}
+
+DENSE = Entry(refused.Dense, (1, 3, 4), lambda: genfast.Bernoulli())
