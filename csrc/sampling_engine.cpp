@@ -78,9 +78,9 @@ class Builder {
     spec_.buffers.push_back({features, height, width, rows, columns});
   }
 
-  void table(int64_t features, int64_t height, int64_t width, int64_t rows, int64_t columns,
-             const std::optional<Tensor>& data, int64_t condition, bool shared) {
-    TableSpec<scalar_t> made{features, height, width, rows, columns, {}, condition, shared};
+  void table(int64_t features, int64_t rows, int64_t columns, const std::optional<Tensor>& data,
+             int64_t condition) {
+    TableSpec<scalar_t> made{features, rows, columns, {}, condition};
     if (data.has_value()) made.data = numbers<scalar_t>(*data);
     spec_.tables.push_back(std::move(made));
   }
@@ -159,30 +159,38 @@ std::shared_ptr<Run<scalar_t>> begin(const std::shared_ptr<Plan<scalar_t>>& plan
                                      int threads, const std::vector<Tensor>& conditions) {
   TORCH_CHECK_VALUE(n >= 1 && n < (int64_t{1} << 31), "sampling run: expected n >= 1, got n=", n);
   TORCH_CHECK_VALUE(threads >= 1, "sampling run: expected threads >= 1, got threads=", threads);
-  std::vector<const scalar_t*> pointers(conditions.size());
+  std::vector<Condition<scalar_t>> given;
+  for (const Tensor& condition : conditions) {
+    TORCH_CHECK_VALUE(condition.dim() == 4 && condition.numel() > 0 &&
+                          (condition.size(0) == 1 || condition.size(0) == n),
+                      "sampling run: expected conditions [", n,
+                      " or 1, rows, columns, features], got ", condition.sizes());
+    check_like("condition", condition, condition.sizes(), kType<scalar_t>);
+    given.push_back({condition.const_data_ptr<scalar_t>(), condition.size(0), condition.size(1),
+                     condition.size(2)});
+  }
   for (const Grid<scalar_t>& grid : plan->grids) {
     if (grid.condition < 0) continue;
-    TORCH_CHECK_VALUE(grid.condition < static_cast<int64_t>(conditions.size()),
-                      "sampling run: expected ", grid.condition + 1, " conditions, got ",
-                      conditions.size());
-    const Tensor& condition = conditions[static_cast<size_t>(grid.condition)];
-    check_like("condition", condition,
-               {grid.per_image ? n : 1, grid.rows, grid.columns, grid.features}, kType<scalar_t>);
-    pointers[static_cast<size_t>(grid.condition)] = condition.const_data_ptr<scalar_t>();
+    const int64_t number = grid.condition;
+    TORCH_CHECK_VALUE(number < static_cast<int64_t>(conditions.size()), "sampling run: expected ",
+                      number + 1, " conditions, got ", conditions.size());
+    const Tensor& condition = conditions[static_cast<size_t>(number)];
+    TORCH_CHECK_VALUE(condition.size(3) == grid.features, "sampling run: expected condition ",
+                      number, " of ", grid.features, " features, got ", condition.sizes());
   }
   py::gil_scoped_release without_gil;
-  return std::make_shared<Run<scalar_t>>(plan, n, threads, pointers);
+  return std::make_shared<Run<scalar_t>>(plan, n, threads, given);
 }
 
 template <typename scalar_t>
-std::tuple<Tensor, bool> parameters(Run<scalar_t>& run, int threads) {
+Tensor parameters(Run<scalar_t>& run, int threads) {
   const auto position = run.position();
   const size_t draw = position.done ? 0 : static_cast<size_t>(position.draw);
   Tensor out = at::empty({run.n(), run.plan().draws[draw].parameters}, kType<scalar_t>);
   scalar_t* to = out.mutable_data_ptr<scalar_t>();
   py::gil_scoped_release without_gil;
-  const bool present = run.parameters(to, threads);
-  return {out, present};
+  run.parameters(to, threads);
+  return out;
 }
 
 template <typename scalar_t>
@@ -278,6 +286,7 @@ void bind(py::module_& m, const std::string& suffix) {
   py::class_<Run<scalar_t>, std::shared_ptr<Run<scalar_t>>>(m, ("SamplingRun" + suffix).c_str())
       .def_property_readonly("bytes", &Run<scalar_t>::bytes)
       .def_property_readonly("team", &Run<scalar_t>::team)
+      .def_property_readonly("has_parameters", &Run<scalar_t>::has_parameters)
       .def_property_readonly("position",
                              [](const Run<scalar_t>& run) {
                                const auto at = run.position();

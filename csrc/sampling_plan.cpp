@@ -82,10 +82,12 @@ class Compiler {
             spec.source);
     const int64_t number = spec.table ? plan_.buffer_count + spec.source : spec.source;
     const Grid<scalar_t>& grid = plan_.grids[static_cast<size_t>(number)];
-    require(spec.count >= 1 && spec.count < kLargest, "count >= 1", "count", spec.count);
-    require(spec.step >= 0 && spec.step < kLargest, "step >= 0", "step", spec.step);
+    require(spec.count >= 1 && spec.count < kLongest, "count >= 1", "count", spec.count);
+    require(std::abs(spec.step) < kLongest, "a small step", "step", spec.step);
+    require(spec.start >= 0 && spec.start < grid.features, "features of the source", "start",
+            spec.start);
     const int64_t last = spec.start + (spec.count - 1) * spec.step;
-    require(spec.start >= 0 && last < grid.features, "features of the source", "last", last);
+    require(last >= 0 && last < grid.features, "features of the source", "last", last);
     require(std::abs(spec.dy) < kLargest, "a small offset", "dy", spec.dy);
     require(std::abs(spec.dx) < kLargest, "a small offset", "dx", spec.dx);
     Read read{static_cast<int32_t>(number),
@@ -99,13 +101,11 @@ class Compiler {
               spec.left,
               spec.right,
               spec.fill};
-    if (grid.wraps) {
-      const BufferSpec& buffer = spec_.buffers[static_cast<size_t>(spec.source)];
-      clip(&read.top, &read.bottom, buffer.height);
-      clip(&read.left, &read.right, buffer.width);
-    } else {
-      if (grid.rows > 1) clip(&read.top, &read.bottom, grid.rows);
-      if (grid.columns > 1) clip(&read.left, &read.right, grid.columns);
+    // No position is negative, except where the one position of a constant stands for all.
+    if (grid.wraps || grid.rows > 1 || grid.condition >= 0)
+      read.top = std::max<int64_t>(read.top, 0);
+    if (grid.wraps || grid.columns > 1 || grid.condition >= 0) {
+      read.left = std::max<int64_t>(read.left, 0);
     }
     return read;
   }
@@ -126,7 +126,7 @@ class Compiler {
                                     Packer<scalar_t>& packer) const {
     const int64_t buffers = static_cast<int64_t>(spec_.buffers.size());
     require(spec.out >= 0 && spec.out < buffers, "a buffer that exists", "out", spec.out);
-    require(spec.count >= 1 && spec.count < kLargest, "count >= 1", "count", spec.count);
+    require(spec.count >= 1 && spec.count < kLongest, "count >= 1", "count", spec.count);
     const int64_t features = spec_.buffers[static_cast<size_t>(spec.out)].features;
     require(spec.first >= 0 && spec.first + spec.count <= features, "features of the buffer",
             "first", spec.first);
@@ -153,11 +153,6 @@ class Compiler {
   }
 
  private:
-  static void clip(int64_t* begin, int64_t* end, int64_t size) {
-    *begin = std::max<int64_t>(*begin, 0);
-    *end = std::min(*end, size);
-  }
-
   void gemm(const InstructionSpec<scalar_t>& spec, Packer<scalar_t>& packer,
             Instruction<scalar_t>& made) const {
     require(spec.up >= 1 && spec.up < kLargest, "up >= 1", "up", spec.up);
@@ -203,8 +198,11 @@ class Compiler {
   // Registers are used again once nothing reads them any more.
   void pointwise(const InstructionSpec<scalar_t>& spec, Instruction<scalar_t>& made) const {
     for (const ReadSpec& operand : spec.reads) {
-      require(operand.count == spec.count, "reads of count features", "count", operand.count);
+      require(operand.count == spec.count || operand.count == 1, "reads of count features or one",
+              "count", operand.count);
       made.reads.push_back(read(operand));
+      if (operand.count == 1) made.reads.back().step = 0;
+      made.reads.back().count = spec.count;
     }
     const int64_t given = static_cast<int64_t>(spec.reads.size() + spec.constants.size());
     const int64_t results = given + static_cast<int64_t>(spec.steps.size());
@@ -404,22 +402,23 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
     require(buffer.columns >= 1 && buffer.columns < kLargest, "columns >= 1", "columns",
             buffer.columns);
     grids.push_back({buffer.rows, buffer.columns, buffer.features,
-                     stride_of<scalar_t>(buffer.features), true, true});
+                     stride_of<scalar_t>(buffer.features), buffer.height, buffer.width, true});
   }
   require(spec.buffers[0].features == colours * encoded, "colours * encoded features in buffer 0",
           "features", spec.buffers[0].features);
   for (const TableSpec<scalar_t>& table : spec.tables) {
     require(table.features >= 1 && table.features < kLargest, "features >= 1", "features",
             table.features);
-    require(table.rows == 1 || table.rows == table.height, "1 or height rows", "rows", table.rows);
-    require(table.columns == 1 || table.columns == table.width, "1 or width columns", "columns",
-            table.columns);
     const bool constant = table.condition < 0;
     const int64_t numbers = static_cast<int64_t>(table.data.size());
     require(!constant || numbers == table.rows * table.columns * table.features,
             "data [1, rows, columns, features]", "numel", numbers);
+    const bool axes =
+        table.rows >= 1 && table.rows < kLongest && table.columns >= 1 && table.columns < kLongest;
+    require(axes, "rows and columns >= 1", "rows", table.rows);
     grids.push_back({table.rows, table.columns, table.features, stride_of<scalar_t>(table.features),
-                     !constant && !table.shared, false, table.condition});
+                     table.rows == 1 ? kEverywhere : table.rows,
+                     table.columns == 1 ? kEverywhere : table.columns, false, table.condition});
   }
 
   const Compiler<scalar_t> compiler(spec, *this);
@@ -459,7 +458,7 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
       if (instruction.kind == Kind::kReduce) most_features = std::max(most_features, instruction.K);
       for (const Tap& tap : instruction.taps) {
         most_features =
-            std::max(most_features, tap.read.count * std::max<int64_t>(1, tap.read.step));
+            std::max(most_features, tap.read.count * std::max<int64_t>(1, std::abs(tap.read.step)));
       }
     }
     lists.push_back(grouped(list, false, kernels.panel_width));

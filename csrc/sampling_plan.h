@@ -79,13 +79,17 @@ struct Group {
   int64_t up = 1;
 };
 
+// The size of an axis along which a table does not vary.
+constexpr int64_t kEverywhere = int64_t{1} << 60;
+
+// A conditioning table's rows, columns, height and width come with the call.
 template <typename scalar_t>
 struct Grid {
   int64_t rows, columns, features, stride;  // slots; numbers kept of a position and image
-  bool per_image;
-  bool wraps;                          // a buffer: position modulo slots
-  int64_t condition = -1;              // a conditioning table
-  const scalar_t* constant = nullptr;  // a constant table
+  int64_t height, width;                    // positions that exist
+  bool wraps;                               // a buffer: position modulo slots
+  int64_t condition = -1;                   // a conditioning table
+  const scalar_t* constant = nullptr;       // a constant table
 };
 
 template <typename scalar_t>

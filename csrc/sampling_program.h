@@ -15,11 +15,10 @@ struct BufferSpec {
 
 template <typename scalar_t>
 struct TableSpec {
-  int64_t features, height, width;
+  int64_t features;
   int64_t rows = 1, columns = 1;  // of the data: 1 where it does not vary
   std::vector<scalar_t> data;     // [rows, columns, features] of a constant table
   int64_t condition = -1;         // number of a conditioning table
-  bool shared = false;
 };
 
 struct ReadSpec {

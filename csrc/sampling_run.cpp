@@ -14,7 +14,7 @@ constexpr int64_t kTeamDraws = 8;
 
 template <typename scalar_t>
 Run<scalar_t>::Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int threads,
-                   const std::vector<const scalar_t*>& conditions)
+                   const std::vector<Condition<scalar_t>>& conditions)
     : plan_(std::move(plan)),
       n_(n),
       team_(team_is_faster(*plan_, n, threads)),
@@ -104,7 +104,14 @@ void Run<scalar_t>::check_indices() {
 }
 
 template <typename scalar_t>
-bool Run<scalar_t>::parameters(scalar_t* to, int threads) {
+bool Run<scalar_t>::has_parameters() const {
+  const Position next = position();
+  if (next.done) return false;
+  return blocks_.front().has(plan_->draws[static_cast<size_t>(next.draw)], next.row, next.column);
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::parameters(scalar_t* to, int threads) {
   const Position next = position();
   require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
   const double pixel_ns = total_ns_ / static_cast<double>(plan_->height * plan_->width);
@@ -130,20 +137,12 @@ bool Run<scalar_t>::parameters(scalar_t* to, int threads) {
   prepare(std::max<int>(1, static_cast<int>(workers_.size())));
   Worker<scalar_t>& worker = *workers_.front();
   const Draw<scalar_t>& draw = plan_->draws[draw_];
-  bool present = true;
   for (const Block<scalar_t>& block : blocks_) {
     for (int64_t b = 0; b < block.n; ++b) {
       const scalar_t* from = worker.parameters(block, draw, row_, column_, b);
-      scalar_t* into = to + (block.first + b) * draw.parameters;
-      if (from == nullptr) {
-        present = false;
-        std::fill_n(into, draw.parameters, scalar_t(0));
-      } else {
-        std::copy_n(from, draw.parameters, into);
-      }
+      std::copy_n(from, draw.parameters, to + (block.first + b) * draw.parameters);
     }
   }
-  return present;
 }
 
 template <typename scalar_t>
@@ -197,10 +196,7 @@ void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out,
         for (int64_t b = 0; b < block.n; ++b) {
           const int64_t image = block.first + b;
           const scalar_t* from = worker.parameters(block, draw, r, c, b);
-          if (from != nullptr) {
-            std::copy_n(from, draw.parameters,
-                        out[d] + ((image * H + r) * W + c) * draw.parameters);
-          }
+          std::copy_n(from, draw.parameters, out[d] + ((image * H + r) * W + c) * draw.parameters);
           const int64_t first = draw.first * plan_->encoded;
           scalar_t* to = block.out(0, first, r, c) + b * block.image_stride(0);
           for (int64_t f = 0; f < draw.count * plan_->encoded; ++f) {
@@ -229,9 +225,10 @@ void Run<scalar_t>::draw_categorical(Worker<scalar_t>& worker, const Block<scala
   } else if (worker.member() != 0) {
     end = 0;
   }
+  const bool present = block.has(draw, r, c);
   for (int64_t b = begin; b < end; ++b) {
     const int64_t image = block.first + b;
-    const scalar_t* logits = worker.parameters(block, draw, r, c, b);
+    const scalar_t* logits = present ? worker.parameters(block, draw, r, c, b) : nullptr;
     for (int64_t k = 0; k < draw.count; ++k) {
       const int64_t colour = draw.first + k;
       const int64_t at = (image * plan_->colours + colour) * plane + r * plan_->width + c;

@@ -35,7 +35,7 @@ template <typename scalar_t>
 class Run {
  public:
   Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int threads,
-      const std::vector<const scalar_t*>& conditions);
+      const std::vector<Condition<scalar_t>>& conditions);
 
   struct Position {
     int64_t draw, row, column;
@@ -43,14 +43,17 @@ class Run {
   };
   Position position() const;
 
-  // Runs up to the next draw and writes its parameters [n, parameters]; false: there are none.
-  bool parameters(scalar_t* to, int threads);
+  // Whether the model predicts the next draw at all.
+  bool has_parameters() const;
+
+  // Runs up to the next draw and writes its parameters [n, parameters].
+  void parameters(scalar_t* to, int threads);
 
   // Writes the symbols of the draw at `position`, as the model sees them: [n, count * encoded].
   void supply(const scalar_t* encoded);
 
   // The whole image with given symbols x [n, colours * encoded, height, width]; parameters of
-  // each draw go to out[draw] [n, height, width, parameters], zero where there are none.
+  // each draw go to out[draw] [n, height, width, parameters].
   void forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads);
 
   // Draws the next `units`: rows, or spans of an image of one row.
@@ -83,7 +86,6 @@ class Run {
                         const CategoricalJob<scalar_t>& job, size_t d, int64_t r, int64_t c,
                         Fault& fault) const;
   void prepare(int threads);
-  void settle_position();
   void check_indices();
   void require_position(bool condition, const char* rule) const;
 

@@ -18,40 +18,59 @@ int64_t ceil_div(int64_t a, int64_t b) {
 
 template <typename scalar_t>
 Block<scalar_t>::Block(const Plan<scalar_t>& plan, int64_t first, int64_t n,
-                       const std::vector<const scalar_t*>& conditions)
+                       const std::vector<Condition<scalar_t>>& conditions)
     : first(first), n(n) {
+  const int64_t line = 64 / static_cast<int64_t>(sizeof(scalar_t));
   int64_t numbers = 0;
-  const auto take = [&numbers](int64_t count) {
-    const int64_t begin = numbers;
-    const int64_t line = 64 / static_cast<int64_t>(sizeof(scalar_t));
-    numbers += (count + line - 1) / line * line;
-    return begin;
-  };
   std::vector<int64_t> begins;
   for (const Grid<scalar_t>& grid : plan.grids) {
-    const int64_t images = grid.per_image ? n : 1;
-    const bool owned = grid.constant == nullptr;
-    begins.push_back(owned ? take(grid.rows * grid.columns * images * grid.stride) : 0);
+    Store store{const_cast<scalar_t*>(grid.constant),
+                0,
+                0,
+                0,
+                grid.rows,
+                grid.columns,
+                grid.height,
+                grid.width};
+    int64_t images = grid.wraps ? n : 1;
+    if (grid.condition >= 0) {
+      const Condition<scalar_t>& given = conditions[static_cast<size_t>(grid.condition)];
+      images = given.images == 1 ? 1 : n;
+      store.rows = given.rows;
+      store.columns = given.columns;
+      store.height = given.rows == 1 ? kEverywhere : given.rows;
+      store.width = given.columns == 1 ? kEverywhere : given.columns;
+    }
+    store.image_stride = images == 1 && !grid.wraps ? 0 : grid.stride;
+    store.column_stride = images * grid.stride;
+    store.row_stride = store.columns * store.column_stride;
+    stores.push_back(store);
+    begins.push_back(numbers);
+    if (grid.constant == nullptr) {
+      numbers += (store.rows * store.row_stride + line - 1) / line * line;
+    }
   }
   memory = Memory(static_cast<size_t>(numbers) * sizeof(scalar_t));
-  scalar_t* const arena = static_cast<scalar_t*>(memory.data());
-  for (size_t g = 0; g < plan.grids.size(); ++g) {
+  for (size_t g = 0; g < stores.size(); ++g) {
     const Grid<scalar_t>& grid = plan.grids[g];
-    const int64_t images = grid.per_image ? n : 1;
-    scalar_t* const base =
-        grid.constant == nullptr ? arena + begins[g] : const_cast<scalar_t*>(grid.constant);
-    stores.push_back({base, grid.columns * images * grid.stride, images * grid.stride,
-                      grid.per_image ? grid.stride : 0, grid.rows, grid.columns});
-    if (grid.condition < 0) continue;
-    // [n or 1, rows, columns, features] -> [rows, columns, images, stride]
-    const scalar_t* from = conditions[static_cast<size_t>(grid.condition)];
-    const int64_t positions = grid.rows * grid.columns;
-    if (grid.per_image) from += first * positions * grid.features;
-    for (int64_t b = 0; b < images; ++b) {
-      for (int64_t p = 0; p < positions; ++p) {
-        std::copy_n(from + (b * positions + p) * grid.features, grid.features,
-                    base + (p * images + b) * grid.stride);
-      }
+    if (grid.constant != nullptr) continue;
+    stores[g].base = static_cast<scalar_t*>(memory.data()) + begins[g];
+    if (grid.condition >= 0) {
+      fill(stores[g], grid, conditions[static_cast<size_t>(grid.condition)]);
+    }
+  }
+}
+
+// [images, rows, columns, features] -> [rows, columns, images of the block, stride]
+template <typename scalar_t>
+void Block<scalar_t>::fill(const Store& store, const Grid<scalar_t>& grid,
+                           const Condition<scalar_t>& given) const {
+  const int64_t positions = given.rows * given.columns;
+  const int64_t images = given.images == 1 ? 1 : n;
+  const scalar_t* from = given.data + (given.images == 1 ? 0 : first * positions * grid.features);
+  for (int64_t b = 0; b < images; ++b) {
+    for (int64_t p = 0; p < positions; ++p, from += grid.features) {
+      std::copy_n(from, grid.features, store.base + (p * images + b) * grid.stride);
     }
   }
 }
@@ -67,7 +86,7 @@ Worker<scalar_t>::Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>
       out_(static_cast<size_t>(cpu::kSamplingRows)),
       taps_(static_cast<size_t>(plan.most_reads)),
       reads_(static_cast<size_t>(plan.most_reads)),
-      zeros_(static_cast<size_t>(plan.most_features) * sizeof(scalar_t)),
+      zeros_(2 * static_cast<size_t>(plan.most_features) * sizeof(scalar_t)),
       registers_(static_cast<size_t>(plan.most_registers * cpu::kPointwiseChunk) *
                  sizeof(scalar_t)),
       joined_(static_cast<size_t>(std::max(plan.most_features, plan.most_levels)) *
@@ -267,7 +286,8 @@ void Worker<scalar_t>::gemm(const Block<scalar_t>& block, const Instruction<scal
   plan_.kernels.gemm({taps_.data(), taps, rows, out_.data(), initial, instruction.bias,
                       instruction.packed, instruction.K, instruction.count, share.panels.data(),
                       static_cast<int64_t>(share.panels.size()),
-                      static_cast<const scalar_t*>(zeros_.data()), !instruction.finite});
+                      static_cast<const scalar_t*>(zeros_.data()) + plan_.most_features,
+                      !instruction.finite});
 }
 
 template <typename scalar_t>
@@ -344,7 +364,10 @@ const scalar_t* Worker<scalar_t>::parameters(const Block<scalar_t>& block,
   scalar_t* to = joined;
   for (const Read& read : draw.reads) {
     const scalar_t* from = block.at(read, r, c);
-    if (from == nullptr) return nullptr;
+    if (from == nullptr) {
+      to = std::fill_n(to, read.count, static_cast<scalar_t>(read.fill));
+      continue;
+    }
     from += b * block.image_stride(read.grid);
     if (draw.reads.size() == 1 && read.step == 1) return from;
     for (int64_t f = 0; f < read.count; ++f) *to++ = from[f * read.step];

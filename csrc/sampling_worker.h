@@ -9,6 +9,13 @@
 
 namespace genfast::sampling {
 
+// What a call gives for a conditioning table: [images, rows, columns, features].
+template <typename scalar_t>
+struct Condition {
+  const scalar_t* data;
+  int64_t images, rows, columns;  // 1 where it does not vary
+};
+
 // Some images of a run, with caches of their own.
 template <typename scalar_t>
 struct Block {
@@ -16,13 +23,14 @@ struct Block {
     scalar_t* base;
     int64_t row_stride, column_stride, image_stride;
     int64_t rows, columns;
+    int64_t height, width;  // positions beyond are outside, whatever a read says
   };
   int64_t first, n;           // images of the run
   std::vector<Store> stores;  // as Plan::grids
   Memory memory;
 
   Block(const Plan<scalar_t>& plan, int64_t first, int64_t n,
-        const std::vector<const scalar_t*>& conditions);
+        const std::vector<Condition<scalar_t>>& conditions);
 
   // The first feature that `read` sees from (i, j) for image 0; null outside.
   const scalar_t* at(const Read& read, int64_t i, int64_t j) const {
@@ -31,6 +39,7 @@ struct Block {
       return nullptr;
     }
     const Store& store = stores[static_cast<size_t>(read.grid)];
+    if (row >= store.height || column >= store.width) return nullptr;
     return store.base + slot(row, store.rows) * store.row_stride +
            slot(column, store.columns) * store.column_stride + read.start;
   }
@@ -41,11 +50,21 @@ struct Block {
            slot(j, store.columns) * store.column_stride + first_feature;
   }
 
+  // Whether all parameters of a draw at (r, c) are inside.
+  bool has(const Draw<scalar_t>& draw, int64_t r, int64_t c) const {
+    for (const Read& read : draw.reads) {
+      if (at(read, r, c) == nullptr) return false;
+    }
+    return true;
+  }
+
   int64_t image_stride(int32_t grid) const {
     return stores[static_cast<size_t>(grid)].image_stride;
   }
 
  private:
+  void fill(const Store& store, const Grid<scalar_t>& grid, const Condition<scalar_t>& given) const;
+
   static int64_t slot(int64_t position, int64_t slots) {
     if (slots == 1) return 0;  // also where a constant is read beyond its one position
     if (position < slots) return position;
@@ -72,7 +91,7 @@ class Worker {
   void settle(bool all);
   void wrote(bool all);
 
-  // Parameters of a draw for image b of the block; null where there are none. They may lie in
+  // Parameters of a draw for image b of the block: fill where they are outside. They may lie in
   // scratch until the next call.
   const scalar_t* parameters(const Block<scalar_t>& block, const Draw<scalar_t>& draw, int64_t r,
                              int64_t c, int64_t b);

@@ -44,7 +44,7 @@ struct GemmCall {
   int64_t features;       // of the whole instruction
   const int32_t* panels;  // which panels to compute
   int64_t panel_count;
-  const scalar_t* zeros;  // stands for a row outside; as long as the longest tap
+  const scalar_t* zeros;  // stands for a row outside: as many on either side as a tap reads
   bool rows_alone;        // weights that are not finite: a zero would not hide them
 };
 

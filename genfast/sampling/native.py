@@ -60,7 +60,6 @@ class NativeRun:
 
     def __init__(self, program: Program, run: Any, n: int) -> None:
         self._program, self._run, self._n = program, run, n
-        self._present = False
 
     @property
     def bytes(self) -> int:
@@ -75,13 +74,17 @@ class NativeRun:
 
     @property
     def has_parameters(self) -> bool:
-        """Whether the draw whose `parameters` were asked for last has any."""
-        return self._present
+        """Whether the model predicts the next draw, or its symbols must be given."""
+        return bool(self._run.has_parameters)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to draw."""
+        return bool(self._run.position[3])
 
     def parameters(self) -> Tensor:
-        """Compute up to the next draw; return its parameters [n, P], zero where it has none."""
-        parameters: Tensor
-        parameters, self._present = self._run.parameters(torch.get_num_threads())
+        """Compute up to the next draw; return its parameters [n, P], their fill where outside."""
+        parameters: Tensor = self._run.parameters(torch.get_num_threads())
         return parameters
 
     def supply(self, encoded: Tensor) -> None:
@@ -91,7 +94,7 @@ class NativeRun:
     def forced(self, x: Tensor) -> list[Tensor]:
         """Return the parameters [n, P, H, W] of every draw, given x [n, colours * encoded, H, W].
 
-        Parameters that a draw does not have are zero. The run ends with it.
+        The run must be at its beginning, and ends with it.
         """
         dense = x.detach().to("cpu", self._program.dtype).contiguous()
         parameters: list[Tensor] = self._run.forced(dense, torch.get_num_threads())
@@ -165,14 +168,9 @@ def _pack(program: Program) -> Any:
     for table in program.tables:
         if table.data is not None:
             rows, columns = table.data.shape[1:3]
-            builder.table(
-                table.features, table.height, table.width, rows, columns, table.data, -1, True
-            )
+            builder.table(table.features, rows, columns, table.data, -1)
         else:
-            builder.table(
-                table.features, table.height, table.width, table.height, table.width,
-                None, table.condition, table.shared,
-            )  # fmt: skip
+            builder.table(table.features, 1, 1, None, table.condition)
     for step in program.instructions:
         _add(builder, step)
     for draw in program.draws:
