@@ -1,9 +1,12 @@
 #include "csrc/sampling_arrange.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace genfast::sampling {
 namespace {
+
+std::atomic<bool> share_all{false};
 
 // What a core does, roughly, measured on a Xeon with AVX-512 (Sapphire Rapids): it decides only
 // how work is shared, never what is computed.
@@ -91,7 +94,7 @@ Split choose_split(const Plan<scalar_t>& plan, const Group<scalar_t>& group, int
                    double near_far) {
   if (threads == 1) return Split::kSolo;
   const double ns = group_ns(plan, group, static_cast<double>(n), near_far, 1);
-  if (ns < 2 * kBarrierNs) return Split::kSolo;
+  if (ns < 2 * kBarrierNs && !sharing_everything()) return Split::kSolo;
   const auto efficiency = [threads](int64_t units) {
     const int64_t most = (units + threads - 1) / threads;
     return most == 0 ? 0.0 : static_cast<double>(units) / static_cast<double>(most * threads);
@@ -99,9 +102,11 @@ Split choose_split(const Plan<scalar_t>& plan, const Group<scalar_t>& group, int
   const double by_features = efficiency(feature_units(plan, group));
   const int64_t rows = n * static_cast<int64_t>(positions_of(plan, group));
   // Fewer rows to a tile waste registers, and every core reads all weights.
-  const double by_rows =
-      rows < 2 * threads ? 0 : efficiency(rows) * (rows < 12 * threads ? 0.4 : 0.8);
-  if (std::max(by_features, by_rows) * threads < 1.3) return Split::kSolo;
+  const double by_rows = rows < 2 * threads && !sharing_everything()
+                             ? 0
+                             : efficiency(rows) * (rows < 12 * threads ? 0.4 : 0.8);
+  const double least = sharing_everything() ? 0.01 : 1.3;
+  if (std::max(by_features, by_rows) * threads < least) return Split::kSolo;
   return by_features >= by_rows ? Split::kFeatures : Split::kRows;
 }
 
@@ -162,6 +167,14 @@ bool conflict(const Group<scalar_t>& before, const Group<scalar_t>& after) {
 
 }  // namespace
 
+bool share_everything(bool on) {
+  return share_all.exchange(on);
+}
+
+bool sharing_everything() {
+  return share_all.load();
+}
+
 template <typename scalar_t>
 Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads) {
   Arrangement<scalar_t> made{threads, {}};
@@ -206,7 +219,7 @@ double estimate(const Plan<scalar_t>& plan, int64_t n) {
 
 template <typename scalar_t>
 bool team_is_faster(const Plan<scalar_t>& plan, int64_t n, int threads) {
-  if (threads == 1) return false;
+  if (threads == 1 || sharing_everything()) return threads > 1;
   const double members = static_cast<double>(std::min<int64_t>(threads, n));
   const double each = (static_cast<double>(n) + members - 1) / members;
   const double alone = estimate(plan, static_cast<int64_t>(each));

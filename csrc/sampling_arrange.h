@@ -8,6 +8,11 @@
 
 namespace genfast::sampling {
 
+// For tests: share work between threads wherever that is possible, however little it is. Returns
+// what was set before.
+bool share_everything(bool on);
+bool sharing_everything();
+
 enum class Split {
   kSolo,      // one thread does it all
   kFeatures,  // each thread has its own features, so that weights stay in its core's cache

@@ -310,6 +310,9 @@ void bind_engine(py::module_& m) {
       PyErr_SetString(numerics_error->ptr(), error.what());
     }
   });
+  m.def(
+      "share_sampling", &share_everything,
+      "Share a sampling run's work however little it is (for tests). Returns the setting before.");
   bind<float>(m, "Float");
   bind<double>(m, "Double");
 }

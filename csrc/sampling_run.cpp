@@ -71,7 +71,7 @@ template <typename scalar_t>
 template <typename Function>
 void Run<scalar_t>::parallel(int threads, double ns, Function function) {
   const int useful = static_cast<int>(std::clamp(ns / kThreadNs, 1.0, 1024.0));
-  threads = std::max(1, std::min(threads, useful));
+  threads = std::max(1, sharing_everything() ? threads : std::min(threads, useful));
   if (!team_) threads = std::min(threads, static_cast<int>(blocks_.size()));
   while (true) {
     prepare(threads);

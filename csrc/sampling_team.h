@@ -40,7 +40,7 @@ class Barrier {
   }
 
  private:
-  static constexpr int kSpins = 2000;
+  static constexpr int kSpins = 200;
   const int threads_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
