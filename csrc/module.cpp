@@ -1,9 +1,10 @@
-// The Python module genfast._C: facts about this build. Ops do not pass through here; they reach
-// Python through the dispatcher, as torch.ops.genfast.*.
+// The Python module genfast._C: facts about this build, and the sampling engine, which has state.
+// Ops do not pass through here; they reach Python through the dispatcher, as torch.ops.genfast.*.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "csrc/sampling_engine.h"
 #include "kernels/cpu/simd.h"
 
 namespace py = pybind11;
@@ -48,4 +49,5 @@ PYBIND11_MODULE(_C, m) {
         return false;
       },
       "Force a SIMD level (for tests). Returns whether this machine has it.");
+  genfast::sampling::bind_engine(m);
 }

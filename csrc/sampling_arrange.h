@@ -1,0 +1,55 @@
+// Who computes what: how a number of threads shares the groups of a plan.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "csrc/sampling_plan.h"
+
+namespace genfast::sampling {
+
+// For tests: share work between threads wherever that is possible, however little it is. Returns
+// what was set before.
+bool share_everything(bool on);
+bool sharing_everything();
+
+enum class Split {
+  kSolo,      // one thread does it all
+  kFeatures,  // each thread has its own features, so that weights stay in its core's cache
+  kRows,      // each thread has its own rows
+};
+
+// A thread's part of an instruction.
+struct Share {
+  std::vector<int32_t> panels;  // of a Gemm
+  int64_t begin, end;           // features of a Pointwise
+};
+
+template <typename scalar_t>
+struct Assignment {
+  const Group<scalar_t>* group;
+  Split split;
+  int64_t last_conflict;  // the last group of the list that must be finished before, or -1
+  std::vector<Share>
+      shares;  // [thread][instruction]; one thread's where the split is not by features
+};
+
+template <typename scalar_t>
+struct Arrangement {
+  int threads;
+  std::vector<std::vector<Assignment<scalar_t>>> lists;  // as in Plan
+};
+
+// For a team of threads that works through one block of n images together.
+template <typename scalar_t>
+Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads);
+
+// Whether n images are computed sooner by a team than by threads with images of their own.
+template <typename scalar_t>
+bool team_is_faster(const Plan<scalar_t>& plan, int64_t n, int threads);
+
+// Nanoseconds that one thread takes for a whole image of each of n images, roughly.
+template <typename scalar_t>
+double estimate(const Plan<scalar_t>& plan, int64_t n);
+
+}  // namespace genfast::sampling

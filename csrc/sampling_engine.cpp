@@ -1,0 +1,320 @@
+#include "csrc/sampling_engine.h"
+
+#include <ATen/ATen.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <algorithm>
+#include <cstring>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "csrc/sampling_run.h"
+
+namespace genfast::sampling {
+namespace {
+
+namespace py = pybind11;
+using at::Tensor;
+
+// source, start, step, count, dy, dx, top, bottom, left, right, fill, table
+using ReadFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                              int64_t, int64_t, int64_t, double, bool>;
+// height, width, span, after, row_scale, row_offset, column_scale, column_offset
+using WhenFields = std::tuple<int64_t, int64_t, bool, int64_t, int64_t, int64_t, int64_t, int64_t>;
+
+ReadSpec read_spec(const ReadFields& fields) {
+  return std::make_from_tuple<ReadSpec>(fields);
+}
+
+std::vector<ReadSpec> read_specs(const std::vector<ReadFields>& fields) {
+  std::vector<ReadSpec> specs;
+  for (const ReadFields& read : fields) specs.push_back(read_spec(read));
+  return specs;
+}
+
+// An op by its name in pointwise.POINTWISE, and how many operands it has.
+cpu::PointwiseOp pointwise_op(const std::string& name, size_t operands) {
+  const auto* const end = std::end(cpu::kPointwiseNames);
+  const auto* const found = std::find_if(std::begin(cpu::kPointwiseNames), end,
+                                         [&](const char* known) { return name == known; });
+  TORCH_CHECK_VALUE(found != end, "sampling program: expected a known operation, got op=", name);
+  const auto op = static_cast<cpu::PointwiseOp>(found - std::begin(cpu::kPointwiseNames));
+  const size_t expected = op < cpu::PointwiseOp::kAdd ? 1 : op < cpu::PointwiseOp::kWhere ? 2 : 3;
+  TORCH_CHECK_VALUE(operands == expected, "sampling program: expected ", expected, " operands of ",
+                    name, ", got ", operands);
+  return op;
+}
+
+void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes,
+                at::ScalarType type) {
+  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type &&
+                        tensor.is_contiguous() && tensor.sizes() == sizes,
+                    "sampling run: expected contiguous ", name, " ", sizes, " of ", type,
+                    " on the CPU, got ", tensor.sizes(), " of ", tensor.scalar_type(), " on ",
+                    tensor.device());
+}
+
+template <typename scalar_t>
+constexpr at::ScalarType kType = c10::CppTypeToScalarType<scalar_t>::value;
+
+template <typename scalar_t>
+std::vector<scalar_t> numbers(const Tensor& tensor) {
+  const Tensor dense = tensor.detach().to(at::kCPU, kType<scalar_t>).contiguous();
+  const scalar_t* from = dense.const_data_ptr<scalar_t>();
+  return {from, from + dense.numel()};
+}
+
+// Collects a Program field by field, then packs it.
+template <typename scalar_t>
+class Builder {
+ public:
+  Builder(int64_t colours, int64_t encoded, int64_t height, int64_t width, int64_t span)
+      : spec_{colours, encoded, height, width, span, {}, {}, {}, {}} {}
+
+  void buffer(int64_t features, int64_t height, int64_t width, int64_t rows, int64_t columns) {
+    spec_.buffers.push_back({features, height, width, rows, columns});
+  }
+
+  void table(int64_t features, int64_t rows, int64_t columns, const std::optional<Tensor>& data,
+             int64_t condition) {
+    TableSpec<scalar_t> made{features, rows, columns, {}, condition};
+    if (data.has_value()) made.data = numbers<scalar_t>(*data);
+    spec_.tables.push_back(std::move(made));
+  }
+
+  void gemm(int64_t out, int64_t first, int64_t count, const WhenFields& when,
+            const std::vector<std::tuple<ReadFields, Tensor, int64_t, int64_t>>& taps,
+            const std::optional<Tensor>& bias, const std::vector<ReadFields>& initial, int64_t up,
+            int64_t down) {
+    InstructionSpec<scalar_t>& made = add(Kind::kGemm, out, first, count, when);
+    for (const auto& [read, weight, phase_row, phase_column] : taps) {
+      made.taps.push_back({read_spec(read), numbers<scalar_t>(weight), phase_row, phase_column});
+    }
+    if (bias.has_value()) made.bias = numbers<scalar_t>(*bias);
+    made.initial = read_specs(initial);
+    made.up = up;
+    made.down = down;
+  }
+
+  void pointwise(int64_t out, int64_t first, int64_t count, const WhenFields& when,
+                 const std::vector<ReadFields>& reads, const std::vector<double>& constants,
+                 const std::vector<std::tuple<std::string, std::vector<int64_t>>>& steps) {
+    InstructionSpec<scalar_t>& made = add(Kind::kPointwise, out, first, count, when);
+    made.reads = read_specs(reads);
+    made.constants = constants;
+    for (const auto& [op, args] : steps)
+      made.steps.push_back({pointwise_op(op, args.size()), args});
+  }
+
+  void reduce(int64_t out, int64_t first, const WhenFields& when,
+              const std::vector<ReadFields>& reads, const std::string& op, int64_t outer,
+              int64_t size, int64_t inner) {
+    TORCH_CHECK_VALUE(op == "sum" || op == "max",
+                      "sampling program: expected sum or max, got op=", op);
+    InstructionSpec<scalar_t>& made = add(Kind::kReduce, out, first, outer * inner, when);
+    made.reads = read_specs(reads);
+    made.maximum = op == "max";
+    made.outer = outer;
+    made.size = size;
+    made.inner = inner;
+  }
+
+  void lookup(int64_t out, int64_t first, const WhenFields& when, const ReadFields& read,
+              const Tensor& weight) {
+    TORCH_CHECK_VALUE(weight.dim() == 2, "sampling program: expected a weight [K, D], got shape ",
+                      weight.sizes());
+    InstructionSpec<scalar_t>& made = add(Kind::kLookup, out, first, weight.size(1), when);
+    made.reads = {read_spec(read)};
+    made.weight = numbers<scalar_t>(weight);
+    made.levels = weight.size(0);
+  }
+
+  void draw(int64_t first, int64_t count, const std::vector<ReadFields>& reads) {
+    spec_.draws.push_back({first, count, read_specs(reads)});
+  }
+
+  std::shared_ptr<Plan<scalar_t>> finish() const { return std::make_shared<Plan<scalar_t>>(spec_); }
+
+ private:
+  InstructionSpec<scalar_t>& add(Kind kind, int64_t out, int64_t first, int64_t count,
+                                 const WhenFields& when) {
+    InstructionSpec<scalar_t> made{};
+    made.kind = kind;
+    made.out = out;
+    made.first = first;
+    made.count = count;
+    made.when = std::make_from_tuple<WhenSpec>(when);
+    spec_.instructions.push_back(std::move(made));
+    return spec_.instructions.back();
+  }
+
+  ProgramSpec<scalar_t> spec_;
+};
+
+template <typename scalar_t>
+std::shared_ptr<Run<scalar_t>> begin(const std::shared_ptr<Plan<scalar_t>>& plan, int64_t n,
+                                     int threads, const std::vector<Tensor>& conditions) {
+  TORCH_CHECK_VALUE(n >= 1 && n < (int64_t{1} << 31), "sampling run: expected n >= 1, got n=", n);
+  TORCH_CHECK_VALUE(threads >= 1, "sampling run: expected threads >= 1, got threads=", threads);
+  std::vector<Condition<scalar_t>> given;
+  for (const Tensor& condition : conditions) {
+    TORCH_CHECK_VALUE(condition.dim() == 4 && condition.numel() > 0 &&
+                          (condition.size(0) == 1 || condition.size(0) == n),
+                      "sampling run: expected conditions [", n,
+                      " or 1, rows, columns, features], got ", condition.sizes());
+    check_like("condition", condition, condition.sizes(), kType<scalar_t>);
+    given.push_back({condition.const_data_ptr<scalar_t>(), condition.size(0), condition.size(1),
+                     condition.size(2)});
+  }
+  for (const Grid<scalar_t>& grid : plan->grids) {
+    if (grid.condition < 0) continue;
+    const int64_t number = grid.condition;
+    TORCH_CHECK_VALUE(number < static_cast<int64_t>(conditions.size()), "sampling run: expected ",
+                      number + 1, " conditions, got ", conditions.size());
+    const Tensor& condition = conditions[static_cast<size_t>(number)];
+    TORCH_CHECK_VALUE(condition.size(3) == grid.features, "sampling run: expected condition ",
+                      number, " of ", grid.features, " features, got ", condition.sizes());
+  }
+  py::gil_scoped_release without_gil;
+  return std::make_shared<Run<scalar_t>>(plan, n, threads, given);
+}
+
+template <typename scalar_t>
+Tensor parameters(Run<scalar_t>& run, int threads) {
+  const auto position = run.position();
+  const size_t draw = position.done ? 0 : static_cast<size_t>(position.draw);
+  Tensor out = at::empty({run.n(), run.plan().draws[draw].parameters}, kType<scalar_t>);
+  scalar_t* to = out.mutable_data_ptr<scalar_t>();
+  py::gil_scoped_release without_gil;
+  run.parameters(to, threads);
+  return out;
+}
+
+template <typename scalar_t>
+void supply(Run<scalar_t>& run, const Tensor& encoded) {
+  const auto position = run.position();
+  const size_t draw = position.done ? 0 : static_cast<size_t>(position.draw);
+  check_like("symbols", encoded, {run.n(), run.plan().draws[draw].count * run.plan().encoded},
+             kType<scalar_t>);
+  run.supply(encoded.const_data_ptr<scalar_t>());
+}
+
+template <typename scalar_t>
+std::vector<Tensor> forced(Run<scalar_t>& run, const Tensor& x, int threads) {
+  const Plan<scalar_t>& plan = run.plan();
+  check_like("x", x, {run.n(), plan.colours * plan.encoded, plan.height, plan.width},
+             kType<scalar_t>);
+  std::vector<Tensor> out;
+  std::vector<scalar_t*> pointers;
+  for (const Draw<scalar_t>& draw : plan.draws) {
+    out.push_back(at::zeros({run.n(), plan.height, plan.width, draw.parameters}, kType<scalar_t>));
+    pointers.push_back(out.back().template mutable_data_ptr<scalar_t>());
+  }
+  {
+    py::gil_scoped_release without_gil;
+    run.forced(x.const_data_ptr<scalar_t>(), pointers, threads);
+  }
+  for (Tensor& parameters : out) parameters = parameters.permute({0, 3, 1, 2});
+  return out;
+}
+
+template <typename scalar_t>
+void sample_categorical(Run<scalar_t>& run, const Tensor& noise, const Tensor& values,
+                        double temperature, const std::optional<Tensor>& known,
+                        const std::optional<Tensor>& known_mask, int64_t start,
+                        const Tensor& symbols, const Tensor& log_probs, int64_t units,
+                        int threads) {
+  const Plan<scalar_t>& plan = run.plan();
+  const std::vector<int64_t> size{run.n(), plan.colours, plan.height, plan.width};
+  check_like("noise", noise, size, at::kFloat);
+  check_like("symbols", symbols, size, at::kInt);
+  check_like("log_probs", log_probs, {run.n()}, at::kDouble);
+  TORCH_CHECK_VALUE(values.dim() == 2, "sampling run: expected values [K, encoded], got shape ",
+                    values.sizes());
+  const int64_t K = values.size(0);
+  check_like("values", values, {K, plan.encoded}, kType<scalar_t>);
+  TORCH_CHECK_VALUE(K >= 1 && start >= 0 && start < K,
+                    "sampling run: expected a start symbol in 0 .. K - 1, got start=", start);
+  TORCH_CHECK_VALUE(temperature > 0,
+                    "sampling run: expected temperature > 0, got temperature=", temperature);
+  TORCH_CHECK_VALUE(units >= 1, "sampling run: expected rows >= 1, got rows=", units);
+  TORCH_CHECK_VALUE(known.has_value() == known_mask.has_value(),
+                    "sampling run: expected known and known_mask together, got one");
+  CategoricalJob<scalar_t> job{noise.const_data_ptr<float>(),
+                               values.const_data_ptr<scalar_t>(),
+                               K,
+                               temperature,
+                               nullptr,
+                               nullptr,
+                               start,
+                               symbols.mutable_data_ptr<int32_t>(),
+                               log_probs.mutable_data_ptr<double>()};
+  if (known.has_value()) {
+    check_like("known", *known, size, at::kLong);
+    check_like("known_mask", *known_mask, size, at::kBool);
+    job.known = known->const_data_ptr<int64_t>();
+    job.known_mask = known_mask->const_data_ptr<bool>();
+    for (int64_t i = 0; i < known->numel(); ++i) {
+      const bool valid = !job.known_mask[i] || (job.known[i] >= 0 && job.known[i] < K);
+      TORCH_CHECK_VALUE(valid, "sampling run: expected known symbols in 0 .. ", K - 1, ", got ",
+                        job.known[i]);
+    }
+  }
+  py::gil_scoped_release without_gil;
+  run.sample(job, units, threads);
+}
+
+template <typename scalar_t>
+void bind(py::module_& m, const std::string& suffix) {
+  using Made = Builder<scalar_t>;
+  py::class_<Plan<scalar_t>, std::shared_ptr<Plan<scalar_t>>>(m, ("SamplingPlan" + suffix).c_str())
+      .def_property_readonly("bytes", &Plan<scalar_t>::packed_bytes)
+      .def("begin", &begin<scalar_t>);
+  py::class_<Made>(m, ("SamplingBuilder" + suffix).c_str())
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t>())
+      .def("buffer", &Made::buffer)
+      .def("table", &Made::table)
+      .def("gemm", &Made::gemm)
+      .def("pointwise", &Made::pointwise)
+      .def("reduce", &Made::reduce)
+      .def("lookup", &Made::lookup)
+      .def("draw", &Made::draw)
+      .def("finish", &Made::finish, py::call_guard<py::gil_scoped_release>());
+  py::class_<Run<scalar_t>, std::shared_ptr<Run<scalar_t>>>(m, ("SamplingRun" + suffix).c_str())
+      .def_property_readonly("bytes", &Run<scalar_t>::bytes)
+      .def_property_readonly("team", &Run<scalar_t>::team)
+      .def_property_readonly("has_parameters", &Run<scalar_t>::has_parameters)
+      .def_property_readonly("position",
+                             [](const Run<scalar_t>& run) {
+                               const auto at = run.position();
+                               return std::make_tuple(at.draw, at.row, at.column, at.done);
+                             })
+      .def("parameters", &parameters<scalar_t>)
+      .def("supply", &supply<scalar_t>)
+      .def("forced", &forced<scalar_t>)
+      .def("sample_categorical", &sample_categorical<scalar_t>);
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  static const auto* const numerics_error =
+      new py::object(py::module_::import("genfast.errors").attr("NumericsError"));
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const NumericsError& error) {
+      PyErr_SetString(numerics_error->ptr(), error.what());
+    }
+  });
+  m.def(
+      "share_sampling", &share_everything,
+      "Share a sampling run's work however little it is (for tests). Returns the setting before.");
+  bind<float>(m, "Float");
+  bind<double>(m, "Double");
+}
+
+}  // namespace genfast::sampling

@@ -1,0 +1,123 @@
+// A Program made ready to run: checked, weights packed, instructions put into groups and lists.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "csrc/sampling_program.h"
+
+namespace genfast::sampling {
+
+// Zeroed memory in whole cache lines, in huge pages where there is enough of it.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(size_t bytes);
+  void* data() const { return data_.get(); }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* data) const;
+  };
+  std::unique_ptr<void, Free> data_;
+  size_t bytes_ = 0;
+};
+
+template <typename scalar_t>
+struct Kernels {
+  int64_t panel_width;
+  void (*gemm)(const cpu::GemmCall<scalar_t>&);
+  void (*pointwise)(const cpu::PointwiseCall<scalar_t>&);
+  void (*categorical)(cpu::CategoricalCall<scalar_t>&);
+};
+
+// A read of a grid: the buffers, then the tables. Bounds lie within the grid.
+struct Read {
+  int32_t grid;
+  int64_t start, step, count, dy, dx, top, bottom, left, right;
+  double fill;
+};
+
+struct Tap {
+  Read read;
+  int64_t first_k;
+  int64_t phase_row, phase_column;
+};
+
+template <typename scalar_t>
+struct Instruction {
+  Kind kind;
+  int32_t out;
+  int64_t first, count;
+  std::vector<Tap> taps;
+  int64_t K = 0;
+  int64_t up = 1, down = 1;
+  bool has_initial = false;
+  bool copies_initial = false;  // `reads` are joined or strided: copied to `out` first
+  bool finite = true;
+  std::vector<Read> reads;           // of the initial value or the operands
+  std::vector<int64_t> begins;       // feature of the result at which each read begins
+  const scalar_t* packed = nullptr;  // panels of a Gemm, rows of a Lookup
+  const scalar_t* bias = nullptr;
+  std::vector<cpu::PointwiseConstant<scalar_t>> constants;
+  std::vector<int32_t> read_registers;
+  std::vector<cpu::PointwiseStep> steps;
+  int32_t result = 0;
+  bool maximum = false;
+  int64_t outer = 1, size = 1, inner = 1;
+  int64_t levels = 0;
+};
+
+// Instructions that follow each other row by row: no row needs another row of the group.
+template <typename scalar_t>
+struct Group {
+  WhenSpec when;
+  std::vector<Instruction<scalar_t>> instructions;
+  int64_t up = 1;
+};
+
+// The size of an axis along which a table does not vary.
+constexpr int64_t kEverywhere = int64_t{1} << 60;
+
+// A conditioning table's rows, columns, height and width come with the call.
+template <typename scalar_t>
+struct Grid {
+  int64_t rows, columns, features, stride;  // slots; numbers kept of a position and image
+  int64_t height, width;                    // positions that exist
+  bool wraps;                               // a buffer: position modulo slots
+  int64_t condition = -1;                   // a conditioning table
+  const scalar_t* constant = nullptr;       // a constant table
+};
+
+template <typename scalar_t>
+struct Draw {
+  int64_t first, count, parameters;
+  std::vector<Read> reads;
+};
+
+template <typename scalar_t>
+struct Plan {
+  explicit Plan(const ProgramSpec<scalar_t>& spec);
+
+  int64_t colours, encoded, height, width, span;
+  Kernels<scalar_t> kernels;
+  int64_t buffer_count;
+  std::vector<Grid<scalar_t>> grids;  // buffers, then tables
+  // The span instructions, then those after 0, 1, ... draws; and the same cut where that lets
+  // several threads share the features of a group.
+  std::vector<std::vector<Group<scalar_t>>> lists, team_lists;
+  std::vector<Draw<scalar_t>> draws;
+  int64_t most_reads = 1;      // of an instruction: taps, operands, ...
+  int64_t most_registers = 1;  // of a Pointwise
+  int64_t most_levels = 1;     // parameters of a draw
+  int64_t most_features = 1;   // of a read
+  size_t packed_bytes() const { return memory.bytes(); }
+
+ private:
+  Memory memory;
+};
+
+}  // namespace genfast::sampling

@@ -1,0 +1,302 @@
+#include "csrc/sampling_run.h"
+
+#include <algorithm>
+
+namespace genfast::sampling {
+namespace {
+
+// A thread's start costs tens of microseconds: what a call must have to do for each.
+constexpr double kThreadNs = 150e3;
+// Images that make it worthwhile for a team to meet before and after drawing.
+constexpr int64_t kTeamDraws = 8;
+
+}  // namespace
+
+template <typename scalar_t>
+Run<scalar_t>::Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int threads,
+                   const std::vector<Condition<scalar_t>>& conditions)
+    : plan_(std::move(plan)),
+      n_(n),
+      team_(team_is_faster(*plan_, n, threads)),
+      total_ns_(estimate(*plan_, n)) {
+  const int64_t count = team_ ? 1 : std::min<int64_t>(n, threads);
+  blocks_.reserve(static_cast<size_t>(count));
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t begin = n * b / count, end = n * (b + 1) / count;
+    blocks_.emplace_back(*plan_, begin, end - begin, conditions);
+  }
+}
+
+template <typename scalar_t>
+size_t Run<scalar_t>::bytes() const {
+  size_t bytes = 0;
+  for (const Block<scalar_t>& block : blocks_) bytes += block.memory.bytes();
+  return bytes;
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::require_position(bool condition, const char* rule) const {
+  if (!condition) throw std::logic_error(std::string("sampling run: expected ") + rule);
+}
+
+template <typename scalar_t>
+typename Run<scalar_t>::Position Run<scalar_t>::position() const {
+  int64_t row = row_, column = column_;
+  size_t draw = draw_;
+  if (draw == plan_->draws.size()) {
+    draw = 0;
+    if (++column == plan_->width) {
+      column = 0;
+      ++row;
+    }
+  }
+  return {static_cast<int64_t>(draw), row, column, row == plan_->height};
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::prepare(int threads) {
+  if (arrangement_ != nullptr && static_cast<int>(workers_.size()) == threads) return;
+  workers_.clear();
+  const int members = team_ ? threads : 1;
+  arrangement_ = std::make_unique<Arrangement<scalar_t>>(
+      arrange(*plan_, team_ ? n_ : blocks_.front().n, members));
+  barrier_ = std::make_unique<Barrier>(members);
+  for (int t = 0; t < threads; ++t) {
+    workers_.push_back(
+        std::make_unique<Worker<scalar_t>>(*plan_, *arrangement_, team_ ? t : 0, barrier_.get()));
+  }
+}
+
+template <typename scalar_t>
+template <typename Function>
+void Run<scalar_t>::parallel(int threads, double ns, Function function) {
+  const int useful = static_cast<int>(std::clamp(ns / kThreadNs, 1.0, 1024.0));
+  threads = std::max(1, sharing_everything() ? threads : std::min(threads, useful));
+  if (!team_) threads = std::min(threads, static_cast<int>(blocks_.size()));
+  while (true) {
+    prepare(threads);
+    for (auto& worker : workers_) worker->start();
+    const bool complete = run_team(threads, [&](int member) {
+      Worker<scalar_t>& worker = *workers_[static_cast<size_t>(member)];
+      if (team_) {
+        function(worker, blocks_.front(), member);
+        return;
+      }
+      for (size_t b = static_cast<size_t>(member); b < blocks_.size();
+           b += static_cast<size_t>(threads)) {
+        function(worker, blocks_[b], member);
+      }
+    });
+    if (complete) break;
+    threads = 1;
+  }
+  check_indices();
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::check_indices() {
+  for (const auto& worker : workers_) {
+    if (worker->bad_index()) {
+      throw std::out_of_range(
+          "sampling run: expected indices of an embedding within its rows, got one outside");
+    }
+  }
+}
+
+template <typename scalar_t>
+bool Run<scalar_t>::has_parameters() const {
+  const Position next = position();
+  if (next.done) return false;
+  return blocks_.front().has(plan_->draws[static_cast<size_t>(next.draw)], next.row, next.column);
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::parameters(scalar_t* to, int threads) {
+  const Position next = position();
+  require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
+  const double pixel_ns = total_ns_ / static_cast<double>(plan_->height * plan_->width);
+  if (!ready_) {
+    const bool span_begins = next.draw == 0 && next.column % plan_->span == 0;
+    const double span_ns = pixel_ns * static_cast<double>(std::min(plan_->span, plan_->width));
+    parallel(threads, span_begins ? span_ns : pixel_ns, [&](auto& worker, const auto& block, int) {
+      if (draw_ == plan_->draws.size()) {
+        worker.run_list(block, 1 + draw_, row_, column_, column_ + 1);
+      }
+      if (span_begins) {
+        const int64_t end = std::min(next.column + plan_->span, plan_->width);
+        worker.run_list(block, 0, next.row, next.column, end);
+      }
+      worker.run_list(block, 1 + static_cast<size_t>(next.draw), next.row, next.column,
+                      next.column + 1);
+    });
+    row_ = next.row;
+    column_ = next.column;
+    draw_ = static_cast<size_t>(next.draw);
+    ready_ = true;
+  }
+  prepare(std::max<int>(1, static_cast<int>(workers_.size())));
+  Worker<scalar_t>& worker = *workers_.front();
+  const Draw<scalar_t>& draw = plan_->draws[draw_];
+  for (const Block<scalar_t>& block : blocks_) {
+    for (int64_t b = 0; b < block.n; ++b) {
+      const scalar_t* from = worker.parameters(block, draw, row_, column_, b);
+      std::copy_n(from, draw.parameters, to + (block.first + b) * draw.parameters);
+    }
+  }
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::supply(const scalar_t* encoded) {
+  const Position next = position();
+  require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
+  require_position(ready_, "parameters() before supply()");
+  const Draw<scalar_t>& draw = plan_->draws[draw_];
+  const int64_t count = draw.count * plan_->encoded;
+  for (const Block<scalar_t>& block : blocks_) {
+    for (int64_t b = 0; b < block.n; ++b) {
+      scalar_t* to =
+          block.out(0, draw.first * plan_->encoded, row_, column_) + b * block.image_stride(0);
+      std::copy_n(encoded + (block.first + b) * count, count, to);
+    }
+  }
+  ++draw_;
+  ready_ = false;
+}
+
+// The whole scan of some rows, or of some columns of one row, with all of its draws.
+template <typename scalar_t>
+template <typename DrawAt>
+void Run<scalar_t>::scan(Worker<scalar_t>& worker, const Block<scalar_t>& block, int64_t row,
+                         int64_t column, int64_t row_end, int64_t column_end,
+                         DrawAt draw_at) const {
+  for (int64_t r = row; r < row_end; ++r) {
+    for (int64_t c0 = column; c0 < column_end; c0 += plan_->span) {
+      const int64_t c1 = std::min(c0 + plan_->span, plan_->width);
+      worker.run_list(block, 0, r, c0, c1);
+      for (int64_t c = c0; c < c1; ++c) {
+        for (size_t d = 0; d < plan_->draws.size(); ++d) {
+          worker.run_list(block, 1 + d, r, c, c + 1);
+          draw_at(d, r, c);
+        }
+        worker.run_list(block, 1 + plan_->draws.size(), r, c, c + 1);
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads) {
+  require_position(row_ == 0 && column_ == 0 && draw_ == 0 && !ready_, "a run that has just begun");
+  const int64_t H = plan_->height, W = plan_->width, features = plan_->colours * plan_->encoded;
+  parallel(threads, total_ns_, [&](auto& worker, const auto& block, int) {
+    scan(worker, block, 0, 0, H, W, [&](size_t d, int64_t r, int64_t c) {
+      worker.settle(false);
+      if (worker.member() == 0) {
+        const Draw<scalar_t>& draw = plan_->draws[d];
+        for (int64_t b = 0; b < block.n; ++b) {
+          const int64_t image = block.first + b;
+          const scalar_t* from = worker.parameters(block, draw, r, c, b);
+          std::copy_n(from, draw.parameters, out[d] + ((image * H + r) * W + c) * draw.parameters);
+          const int64_t first = draw.first * plan_->encoded;
+          scalar_t* to = block.out(0, first, r, c) + b * block.image_stride(0);
+          for (int64_t f = 0; f < draw.count * plan_->encoded; ++f) {
+            to[f] = x[((image * features + first + f) * H + r) * W + c];
+          }
+        }
+      }
+      worker.wrote(false);
+    });
+  });
+  row_ = H;
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
+                                     const CategoricalJob<scalar_t>& job, size_t d, int64_t r,
+                                     int64_t c, Fault& fault) const {
+  const Draw<scalar_t>& draw = plan_->draws[d];
+  const int64_t E = plan_->encoded, plane = plan_->height * plan_->width;
+  const bool together = worker.threads() > 1 && block.n >= kTeamDraws;
+  worker.settle(together);
+  int64_t begin = 0, end = block.n;
+  if (together) {
+    begin = block.n * worker.member() / worker.threads();
+    end = block.n * (worker.member() + 1) / worker.threads();
+  } else if (worker.member() != 0) {
+    end = 0;
+  }
+  const bool present = block.has(draw, r, c);
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t image = block.first + b;
+    const scalar_t* logits = present ? worker.parameters(block, draw, r, c, b) : nullptr;
+    for (int64_t k = 0; k < draw.count; ++k) {
+      const int64_t colour = draw.first + k;
+      const int64_t at = (image * plan_->colours + colour) * plane + r * plan_->width + c;
+      int64_t symbol = job.start;
+      if (job.known_mask != nullptr && job.known_mask[at]) {
+        symbol = job.known[at];
+      } else if (logits != nullptr) {
+        cpu::CategoricalCall<scalar_t> call{logits + k * job.K,
+                                            job.K,
+                                            static_cast<scalar_t>(job.temperature),
+                                            static_cast<double>(job.noise[at]),
+                                            worker.doubles(),
+                                            -1,
+                                            0};
+        plan_->kernels.categorical(call);
+        if (call.symbol < 0) fault.note({r, c, colour, image});
+        symbol = std::max<int64_t>(call.symbol, 0);
+        job.log_probs[image] += call.log_prob;
+      }
+      job.symbols[at] = static_cast<int32_t>(symbol);
+      scalar_t* to = block.out(0, colour * E, r, c) + b * block.image_stride(0);
+      std::copy_n(job.values + symbol * E, E, to);
+    }
+  }
+  worker.wrote(together);
+}
+
+template <typename scalar_t>
+void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads) {
+  const Position next = position();
+  const bool sound = plan_->height == 1;
+  const bool at_start = sound ? next.column % plan_->span == 0 : next.column == 0;
+  require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
+  require_position(next.draw == 0 && at_start && !ready_,
+                   "a position at the beginning of a row or span");
+  for (const Draw<scalar_t>& draw : plan_->draws) {
+    require_position(draw.parameters == draw.count * job.K, "K parameters for every symbol");
+  }
+  const int64_t W = plan_->width;
+  const int64_t row_end = sound ? 1 : std::min(plan_->height, next.row + units);
+  const int64_t column_end = sound ? std::min(W, next.column + units * plan_->span) : W;
+  const double part =
+      sound ? static_cast<double>(column_end - next.column) / static_cast<double>(W)
+            : static_cast<double>(row_end - next.row) / static_cast<double>(plan_->height);
+  std::vector<Fault> faults(static_cast<size_t>(std::max(threads, 1)));
+  parallel(threads, total_ns_ * part, [&](auto& worker, const auto& block, int member) {
+    Fault& fault = faults[static_cast<size_t>(member)];
+    if (draw_ == plan_->draws.size()) worker.run_list(block, 1 + draw_, row_, column_, column_ + 1);
+    scan(worker, block, next.row, sound ? next.column : 0, row_end, column_end,
+         [&](size_t d, int64_t r, int64_t c) {
+           draw_categorical(worker, block, job, d, r, c, fault);
+         });
+  });
+  draw_ = 0;
+  row_ = sound && column_end < W ? next.row : row_end;
+  column_ = sound && column_end < W ? column_end : 0;
+  Fault first;
+  for (const Fault& fault : faults) {
+    if (fault.row >= 0) first.note(fault);
+  }
+  if (first.row < 0) return;
+  throw NumericsError("sample: expected finite logits, got NaN or infinity at image=" +
+                      std::to_string(first.image) + ", channel=" + std::to_string(first.colour) +
+                      ", row=" + std::to_string(first.row) +
+                      ", column=" + std::to_string(first.column));
+}
+
+template class Run<float>;
+template class Run<double>;
+
+}  // namespace genfast::sampling

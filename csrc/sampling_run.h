@@ -1,0 +1,107 @@
+// One pass over the images of a batch: its caches, its position in the scan, its threads.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "csrc/sampling_worker.h"
+
+namespace genfast::sampling {
+
+// Parameters of a draw that are no distribution.
+struct NumericsError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// What categorical sampling reads and writes; n images of `colours` symbols.
+template <typename scalar_t>
+struct CategoricalJob {
+  const float* noise;      // [n, colours, height, width]
+  const scalar_t* values;  // [K, encoded]: what the model sees
+  int64_t K;
+  double temperature;
+  const int64_t* known;    // [n, colours, height, width] or null
+  const bool* known_mask;  // likewise
+  int64_t start;           // the symbol where there are no parameters
+  int32_t* symbols;        // [n, colours, height, width]
+  double* log_probs;       // [n], added to
+};
+
+template <typename scalar_t>
+class Run {
+ public:
+  Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int threads,
+      const std::vector<Condition<scalar_t>>& conditions);
+
+  struct Position {
+    int64_t draw, row, column;
+    bool done;
+  };
+  Position position() const;
+
+  // Whether the model predicts the next draw at all.
+  bool has_parameters() const;
+
+  // Runs up to the next draw and writes its parameters [n, parameters].
+  void parameters(scalar_t* to, int threads);
+
+  // Writes the symbols of the draw at `position`, as the model sees them: [n, count * encoded].
+  void supply(const scalar_t* encoded);
+
+  // The whole image with given symbols x [n, colours * encoded, height, width]; parameters of
+  // each draw go to out[draw] [n, height, width, parameters].
+  void forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads);
+
+  // Draws the next `units`: rows, or spans of an image of one row.
+  void sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads);
+
+  int64_t n() const { return n_; }
+  bool team() const { return team_; }
+  size_t bytes() const;
+  const Plan<scalar_t>& plan() const { return *plan_; }
+
+ private:
+  // Where parameters were no distribution: the first such symbol in the order of drawing.
+  struct Fault {
+    int64_t row = -1, column = 0, colour = 0, image = 0;
+
+    auto operator<=>(const Fault&) const = default;
+    void note(const Fault& other) {
+      if (row < 0 || other < *this) *this = other;
+    }
+  };
+
+  // Calls function(worker, block, member) so that every block is worked on: by one thread each, or
+  // by all.
+  template <typename Function>
+  void parallel(int threads, double ns, Function function);
+  template <typename DrawAt>
+  void scan(Worker<scalar_t>& worker, const Block<scalar_t>& block, int64_t row, int64_t column,
+            int64_t row_end, int64_t column_end, DrawAt draw_at) const;
+  void draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
+                        const CategoricalJob<scalar_t>& job, size_t d, int64_t r, int64_t c,
+                        Fault& fault) const;
+  void prepare(int threads);
+  void check_indices();
+  void require_position(bool condition, const char* rule) const;
+
+  std::shared_ptr<const Plan<scalar_t>> plan_;
+  const int64_t n_;
+  bool team_;
+  double total_ns_;
+  std::vector<Block<scalar_t>> blocks_;
+  // Position: everything before draw d of (r, c) is drawn; `ready_`: its parameters are computed.
+  int64_t row_ = 0, column_ = 0;
+  size_t draw_ = 0;
+  bool ready_ = false;
+  // For the number of threads used last.
+  std::unique_ptr<Arrangement<scalar_t>> arrangement_;
+  std::unique_ptr<Barrier> barrier_;
+  std::vector<std::unique_ptr<Worker<scalar_t>>> workers_;
+};
+
+}  // namespace genfast::sampling

@@ -1,0 +1,157 @@
+#include "kernels/cpu/vector_math.h"
+#include "kernels/sampling.h"
+
+namespace genfast::cpu {
+namespace {
+
+// Sums held in registers: with the weights and one broadcast they fill the register file.
+constexpr int kMaxSums = kVectorBytes == 64 ? 24 : 12;
+constexpr int kMaxRows = kMaxSums / 2;
+
+// Rows row .. row + M - 1 of P panels, of which W vectors count.
+template <typename scalar_t, int M, int P, int W>
+void gemm_tile(const GemmCall<scalar_t>& call, int64_t row, const int32_t* panels) {
+  using V = Vector<scalar_t>;
+  constexpr int lanes = kLanes<scalar_t>;
+  constexpr int width = static_cast<int>(kPanelVectors) * lanes;
+  const int64_t whole = call.features / lanes;  // vectors that are stored whole
+  V sum[M][P * W];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) {
+      const int64_t vector = panels[p] * kPanelVectors + w;
+      if (call.initial == nullptr) {
+        const V bias = load(call.bias + vector * lanes);
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) sum[m][p * W + w] = bias;
+      } else if (vector < whole) {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          sum[m][p * W + w] = load(call.initial[row + m] + vector * lanes);
+        }
+      } else {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          sum[m][p * W + w] =
+              load_first(call.initial[row + m] + vector * lanes, call.features - vector * lanes);
+        }
+      }
+    }
+  }
+  for (int64_t t = 0; t < call.tap_count; ++t) {
+    const GemmTap<scalar_t>& tap = call.taps[t];
+    const scalar_t* x[M];
+    bool outside = true;
+#pragma GCC unroll 12
+    for (int m = 0; m < M; ++m) {
+      const scalar_t* from = tap.rows[row + m];
+      outside = outside && from == nullptr;
+      x[m] = from == nullptr ? call.zeros : from;
+    }
+    if (outside) continue;
+    const scalar_t* weight[P];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+      weight[p] = call.packed + (panels[p] * call.K + tap.first_k) * width;
+    int64_t at = 0;
+    for (int64_t k = 0; k < tap.count; ++k) {
+      V factor[P * W];
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+        for (int w = 0; w < W; ++w) factor[p * W + w] = load(weight[p] + k * width + w * lanes);
+      }
+#pragma GCC unroll 12
+      for (int m = 0; m < M; ++m) {
+        const V value = broadcast(x[m][at]);
+#pragma GCC unroll 8
+        for (int v = 0; v < P * W; ++v) {
+          sum[m][v] = multiply_add<scalar_t>(value, factor[v], sum[m][v]);
+        }
+      }
+      at += tap.step;
+    }
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 2
+    for (int w = 0; w < W; ++w) {
+      const int64_t vector = panels[p] * kPanelVectors + w;
+      if (vector < whole) {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          store(call.out[row + m] + vector * lanes, sum[m][p * W + w]);
+        }
+      } else {
+#pragma GCC unroll 12
+        for (int m = 0; m < M; ++m) {
+          store_first(call.out[row + m] + vector * lanes, sum[m][p * W + w],
+                      call.features - vector * lanes);
+        }
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
+using Tile = void (*)(const GemmCall<scalar_t>&, int64_t, const int32_t*);
+
+// The instance for a number of rows in M .. kMaxSums / (P * W).
+template <typename scalar_t, int P, int W, int M = 1>
+Tile<scalar_t> tile_for(int64_t rows) {
+  if constexpr ((M + 1) * P * W > kMaxSums || M == kMaxRows) {
+    return gemm_tile<scalar_t, M, P, W>;
+  } else {
+    if (rows == M) return gemm_tile<scalar_t, M, P, W>;
+    return tile_for<scalar_t, P, W, M + 1>(rows);
+  }
+}
+
+// Panels first .. end - 1 of the list, P at a time, for rows that fit `most` to a tile.
+template <typename scalar_t, int P, int W>
+void run_panels(const GemmCall<scalar_t>& call, int64_t most, int64_t first, int64_t end) {
+  const int64_t tiles = (call.rows + most - 1) / most;
+  const int64_t size = call.rows / tiles, larger = call.rows % tiles;
+  const Tile<scalar_t> tile = tile_for<scalar_t, P, W>(size);
+  const Tile<scalar_t> larger_tile = larger > 0 ? tile_for<scalar_t, P, W>(size + 1) : tile;
+  for (int64_t panel = first; panel < end; panel += P) {
+    int64_t row = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const bool large = i < larger;
+      (large ? larger_tile : tile)(call, row, call.panels + panel);
+      row += size + (large ? 1 : 0);
+    }
+  }
+}
+
+}  // namespace
+
+template <SimdLevel level, typename scalar_t>
+void sampling_gemm(const GemmCall<scalar_t>& call) {
+  static_assert(kPanelWidth<GENFAST_SIMD_LEVEL, scalar_t> == kPanelVectors * kLanes<scalar_t>);
+  const int64_t panels =
+      (call.features + kPanelVectors * kLanes<scalar_t> - 1) / (kPanelVectors * kLanes<scalar_t>);
+  const bool last_is_half =
+      call.features - (panels - 1) * kPanelVectors * kLanes<scalar_t> <= kLanes<scalar_t>;
+  int64_t end = call.panel_count;
+  const bool half = last_is_half && end > 0 && call.panels[end - 1] == panels - 1;
+  if (half) --end;
+  // Few rows leave room for more panels side by side: more independent chains.
+  const int64_t rows = call.rows_alone ? 1 : call.rows;
+  const int64_t most = call.rows_alone ? 1 : kMaxRows;
+  int64_t first = 0;
+  if (rows <= kMaxSums / 8) {
+    for (; first + 4 <= end; first += 4) run_panels<scalar_t, 4, 2>(call, most, first, first + 4);
+  }
+  if (rows <= kMaxSums / 4) {
+    for (; first + 2 <= end; first += 2) run_panels<scalar_t, 2, 2>(call, most, first, first + 2);
+  }
+  if (first < end) run_panels<scalar_t, 1, 2>(call, most, first, end);
+  if (half) run_panels<scalar_t, 1, 1>(call, most, end, end + 1);
+}
+
+template void sampling_gemm<GENFAST_SIMD_LEVEL, float>(const GemmCall<float>&);
+template void sampling_gemm<GENFAST_SIMD_LEVEL, double>(const GemmCall<double>&);
+
+}  // namespace genfast::cpu

@@ -1,0 +1,169 @@
+// Arithmetic of the sampling engine: what its instructions do to a few rows of numbers. A row is
+// one image at one position; every row has its own pointers, so that caches may lie anywhere.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/simd.h"
+
+namespace genfast::cpu {
+
+// Rows of one call: enough to reuse weights from cache, few enough that pointers stay there too.
+constexpr int64_t kSamplingRows = 96;
+
+// Weights are packed in panels of two vectors of output features: [panel][k][2 * lanes], padded
+// with zeros. k counts the features of all taps, in order.
+constexpr int64_t kPanelVectors = 2;
+
+template <SimdLevel level, typename scalar_t>
+constexpr int64_t kPanelWidth = kPanelVectors *
+                                (level == SimdLevel::kAvx512 ? 64
+                                 : level == SimdLevel::kAvx2 ? 32
+                                                             : 16) /
+                                static_cast<int64_t>(sizeof(scalar_t));
+
+template <typename scalar_t>
+struct GemmTap {
+  const scalar_t* const* rows;  // per row its first feature; null: outside, contributes nothing
+  int64_t first_k;              // row of the panel where the tap's weights begin
+  int64_t count;
+  int64_t step;
+};
+
+// out[row][features] = initial + sum over taps. Each result is one chain of fused multiply-adds.
+template <typename scalar_t>
+struct GemmCall {
+  const GemmTap<scalar_t>* taps;
+  int64_t tap_count;
+  int64_t rows;
+  scalar_t* const* out;
+  const scalar_t* const* initial;  // per row [features]; null: use bias
+  const scalar_t* bias;            // padded to whole panels
+  const scalar_t* packed;
+  int64_t K;              // rows of a panel
+  int64_t features;       // of the whole instruction
+  const int32_t* panels;  // which panels to compute
+  int64_t panel_count;
+  const scalar_t* zeros;  // stands for a row outside: as many on either side as a tap reads
+  bool rows_alone;        // weights that are not finite: a zero would not hide them
+};
+
+enum class PointwiseOp : int32_t {
+  kNeg,
+  kAbs,
+  kSign,
+  kReciprocal,
+  kSqrt,
+  kRsqrt,
+  kExp,
+  kExpm1,
+  kLog,
+  kLog1p,
+  kSin,
+  kCos,
+  kErf,
+  kTanh,
+  kSigmoid,
+  kRelu,
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kFloor,
+  kCeil,
+  kRound,
+  kTrunc,
+  kNot,
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kPow,
+  kRemainder,
+  kFmod,
+  kMaximum,
+  kMinimum,
+  kEq,
+  kNe,
+  kLt,
+  kLe,
+  kGt,
+  kGe,
+  kElu,
+  kLeakyRelu,
+  kWhere,
+  kSoftplus,
+  kGate,  // tanh(a) * sigmoid(b), found by the engine
+};
+
+// The operation of a name in pointwise.POINTWISE, or -1.
+constexpr const char* kPointwiseNames[] = {
+    "neg",        "abs",   "sign",      "reciprocal", "sqrt", "rsqrt",     "exp",     "expm1",
+    "log",        "log1p", "sin",       "cos",        "erf",  "tanh",      "sigmoid", "relu",
+    "silu",       "gelu",  "gelu_tanh", "floor",      "ceil", "round",     "trunc",   "not",
+    "add",        "sub",   "mul",       "div",        "pow",  "remainder", "fmod",    "maximum",
+    "minimum",    "eq",    "ne",        "lt",         "le",   "gt",        "ge",      "elu",
+    "leaky_relu", "where", "softplus",
+};
+
+// Registers are numbered stretches of kPointwiseChunk numbers in `scratch`.
+constexpr int64_t kPointwiseChunk = 512;
+
+struct PointwiseStep {
+  PointwiseOp op;
+  int32_t to;
+  int32_t args[3];
+};
+
+template <typename scalar_t>
+struct PointwiseRead {
+  const scalar_t* const* rows;  // per row the first feature; null: outside, reads `fill`
+  int64_t step;
+  scalar_t fill;
+  int32_t to;  // register
+};
+
+template <typename scalar_t>
+struct PointwiseConstant {
+  scalar_t value;
+  int32_t to;
+};
+
+// out[row][begin .. end - 1] from the same features of the reads.
+template <typename scalar_t>
+struct PointwiseCall {
+  const PointwiseRead<scalar_t>* reads;
+  int64_t read_count;
+  const PointwiseConstant<scalar_t>* constants;
+  int64_t constant_count;
+  const PointwiseStep* steps;
+  int64_t step_count;
+  int32_t result;  // register that is stored
+  int64_t rows;
+  int64_t begin, end;
+  scalar_t* const* out;  // per row the first feature
+  scalar_t* scratch;
+};
+
+// Draws symbols of K levels by inverting the cumulative distribution of softmax(logits / t).
+template <typename scalar_t>
+struct CategoricalCall {
+  const scalar_t* logits;
+  int64_t K;
+  scalar_t temperature;
+  double uniform;
+  double* scratch;  // K numbers
+  int64_t symbol;   // out: the level drawn, or -1 where the logits are no distribution
+  double log_prob;  // out: of the symbol, at temperature 1
+};
+
+template <SimdLevel level, typename scalar_t>
+void sampling_gemm(const GemmCall<scalar_t>& call);
+
+template <SimdLevel level, typename scalar_t>
+void sampling_pointwise(const PointwiseCall<scalar_t>& call);
+
+// With a symbol that is given (known >= 0) only its log-probability is computed.
+template <SimdLevel level, typename scalar_t>
+void sampling_categorical(CategoricalCall<scalar_t>& call);
+
+}  // namespace genfast::cpu
