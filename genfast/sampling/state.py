@@ -59,7 +59,9 @@ class SamplerState:
         """The next draw's parameters [n, P] in the distribution's order; None if not predicted."""
         self._here()
         if not self._seen:
-            self._parameters = self._run.parameters() if self._run.has_parameters else None
+            # Asked for where there are none too: executors compute up to the draw when they are.
+            found = self._run.parameters()
+            self._parameters = found if self._run.has_parameters else None
             self._seen = True
         return self._parameters
 
@@ -92,10 +94,11 @@ class SamplerState:
         """Step with checked values; `keep` [n, count] says which of them stand, all if None."""
         draw, row, column = self._here()
         first, count, _ = self.draws[draw]
-        drawn = value
+        parameters = self.parameters
         if value is None or keep is not None:
-            drawn = self._draw(draw, row, column, count, value, keep)
-        assert drawn is not None
+            drawn = self._draw(parameters, draw, row, column, count, value, keep)
+        else:
+            drawn = value
         self.symbols[:, first : first + count, row, column] = drawn
         self._run.supply(self._distribution.encode(drawn))
         self._parameters, self._seen = None, False
@@ -104,6 +107,7 @@ class SamplerState:
 
     def _draw(
         self,
+        parameters: Tensor | None,
         draw: int,
         row: int,
         column: int,
@@ -111,7 +115,6 @@ class SamplerState:
         value: Tensor | None,
         keep: Tensor | None,
     ) -> Tensor:
-        parameters = self.parameters
         per_draw = self._distribution.noise_per_draw
         if parameters is None:
             start = self._distribution.start
