@@ -40,7 +40,8 @@ def _hash(tensor: Tensor) -> Tensor:
     """A sum of the bits, in words of 8 bytes, times odd numbers that differ from word to word."""
     # Modulo 2^64; the factors are multiples of an odd constant without pattern, made odd again.
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    data = torch.nn.functional.pad(data, (0, -data.numel() % 8))
+    if data.numel() % 8:
+        data = torch.nn.functional.pad(data, (0, -data.numel() % 8))
     words = data.view(torch.int64)
     factors = torch.arange(words.numel(), device=words.device) * -7046029254386353131 | 1
     return (words * factors).sum()
