@@ -23,7 +23,7 @@ SMALL = {
 AUTOREGRESSIVE = ("pixelcnn", "gated_pixelcnn", "pixelcnn_plus_plus", "wavenet")
 # Shapes that each model takes; the first is the one most tests use.
 SHAPES = {
-    "pixelcnn_plus_plus": [(1, 4, 8), (3, 8, 4)],
+    "pixelcnn_plus_plus": [(1, 4, 8), (3, 8, 4), (1, 4, 4)],
     "wavenet": [(1, 30), (1, 1), (1, 17)],
 }
 IMAGES = [(1, 5, 6), (3, 4, 7), (2, 5, 3)]
