@@ -59,7 +59,7 @@ def test_a_wavenet_resumes_exactly_from_every_step(tmp_path, labels):
     assert (whole.config.sample_rate, whole.config.length) == (8000, 24)
     steps = int(list_checkpoints(tmp_path / "whole")[0].name[5:])
     assert steps == 3 * (int((-(-data.offsets.diff() // 24)).sum()) // 5)
-    for step in range(0, steps, 2):
+    for step in range(1, steps, 4):
         resumed = back_to(tmp_path / "whole", step, tmp_path / f"from{step}")
         torch.manual_seed(step)
         run_fit(resumed)
@@ -170,7 +170,7 @@ def test_labels_reach_the_model(name, as_loader):
     }[name]
     data = labelled()
     source = DataLoader(data, batch_size=8, shuffle=True) if as_loader else data
-    options = {"epochs": 40, "batch_size": 8, "learning_rate": 1e-2, "progress": False}
+    options = {"epochs": 20, "batch_size": 8, "learning_rate": 2e-2, "progress": False}
     model = fit(name, source, model_options={"classes": 2, **small}, **options)
     with torch.no_grad():
         right = model.log_prob(data.images, data.labels).mean()
