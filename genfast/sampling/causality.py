@@ -52,9 +52,9 @@ class CausalityReport:
         field = f"{self.rows} rows above, {self.columns_left} columns left, "
         field += f"{self.columns_right} right"
         if self.leak is None:
-            order = "each colour sees those before it" if self.colours_in_order else "not in order"
             ahead = f", output t predicts symbol t + {self.offset}" if self.offset else ""
-            return f"causal in raster order{ahead}; receptive field {field}; colours: {order}"
+            order = "; each colour sees those before it" if self.colours_in_order else ""
+            return f"causal in raster order{ahead}; receptive field {field}{order}"
         leak = self.leak
         text = (
             f"not causal in raster order: the prediction of pixel {leak.pixel}, colour "
