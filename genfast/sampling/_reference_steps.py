@@ -6,7 +6,7 @@ which is what a CUDA graph needs to be replayed.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -98,14 +98,37 @@ class Addresses:
         return np.where(inside, places[0] * self.size[1] + places[1], self.zero)
 
 
-def positions(
-    when: When, row: int, columns: Integers
-) -> tuple[int, Integers, npt.NDArray[np.bool_]]:
-    """Row and columns of an instruction's grid at scan positions, and where they are computed."""
-    i, row_rest = divmod(row - when.row_offset, when.row_scale)
-    j, column_rest = np.divmod(columns - when.column_offset, when.column_scale)
-    row_fits = row_rest == 0 and 0 <= i < when.height
-    return i, j, (column_rest == 0) & (j >= 0) & (j < when.width) & row_fits
+def grid_row(when: When, row: int) -> int | None:
+    """The row of an instruction's grid that is computed in a row of the scan, if one is."""
+    i, rest = divmod(row - when.row_offset, when.row_scale)
+    return i if rest == 0 and 0 <= i < when.height else None
+
+
+def grid_columns(when: When, columns: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+    """Columns of an instruction's grid at columns of the scan, and which are computed."""
+    j, rest = np.divmod(columns - when.column_offset, when.column_scale)
+    return j, (rest == 0) & (j >= 0) & (j < when.width)
+
+
+def by_phase(instruction: Instruction) -> "list[tuple[Instruction, tuple[int, int]]]":
+    """An instruction in parts for positions (i, j) with (i % up, j % up) == phase.
+
+    Only a Gemm has several: each position uses the taps of its own phase alone.
+    """
+    if not isinstance(instruction, Gemm) or instruction.up == 1:
+        return [(instruction, (0, 0))]
+    taps: dict[tuple[int, int], list[Tap]] = {}
+    for tap in instruction.taps:
+        taps.setdefault(tap.phase, []).append(tap)
+    rows, columns = (
+        range(min(instruction.up, size))
+        for size in (instruction.when.height, instruction.when.width)
+    )
+    return [
+        (replace(instruction, taps=tuple(taps.get((i, j), ()))), (i, j))
+        for i in rows
+        for j in columns
+    ]
 
 
 def gather(storage: Tensor, slots: Tensor, read: Read) -> Tensor:
@@ -120,9 +143,16 @@ def gather(storage: Tensor, slots: Tensor, read: Read) -> Tensor:
 
 
 class Kernel:
-    """One instruction, ready to run. `taps`: what it reads; results go to `out`."""
+    """One instruction, or a phase of it. `taps`: what it reads; results go to `out`."""
 
-    def __init__(self, instruction: Instruction, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        instruction: Instruction,
+        dtype: torch.dtype,
+        device: torch.device,
+        phase: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.phase, self.up = phase, instruction.up if isinstance(instruction, Gemm) else 1
         self.instruction, self.dtype, self.device = instruction, dtype, device
         self.when, self.out, self.first = instruction.when, instruction.out, instruction.first
         reads: tuple[Read, ...]
@@ -144,6 +174,16 @@ class Kernel:
             self._weight = instruction.weight.to(device, dtype)
             self.count = self._weight.shape[1]
         self.taps = [_plain(read) for read in reads]
+
+    def row(self, row: int) -> int | None:
+        """The row of its grid that it computes in a row of the scan, if there is one."""
+        i = grid_row(self.when, row)
+        return None if i is None or i % self.up != self.phase[0] else i
+
+    def columns(self, columns: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
+        """Columns of its grid at columns of the scan, and which it computes."""
+        j, computed = grid_columns(self.when, columns)
+        return j, computed & (j % self.up == self.phase[1])
 
     compute: Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 

@@ -238,6 +238,10 @@ def _receptive_field(graph: Graph, found: Dependence) -> tuple[int, int, int]:
                 for edge in edges:
                     reader = needed[value][klass]
                     scatter(edge, reader, needed[edge.origin][edge.klass], np.maximum.at)
+        marks = np.array([each[0, 0] for each in needed[value]])
+        for link in found[value].links:
+            for number in np.flatnonzero(link.live[marks].any(axis=0)).tolist():
+                needed[link.origin][number][0, 0] = True
     seen = np.logical_or.reduce(needed[graph.input])
     rows, columns = np.nonzero(seen)
     if len(rows) == 0:

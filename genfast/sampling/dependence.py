@@ -7,7 +7,7 @@ Dependence is read from the weights: a tap whose weights are exactly zero is no 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from genfast.sampling.values import (
     Conv,
+    Flatten,
     Graph,
     Input,
     Lookup,
@@ -22,10 +23,12 @@ from genfast.sampling.values import (
     Reduce,
     Source,
     Sources,
+    Unflatten,
     Value,
 )
 
 Map = npt.NDArray[np.int64]  # [height, width]
+Times = npt.NDArray[np.int64]  # one for each class
 AnyMap = npt.NDArray[Any]
 NEVER = np.int64(1) << 60
 
@@ -69,13 +72,52 @@ def _axis(
     return np.where((position % up == phase) & (read >= first) & (read < last), read, -1)
 
 
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A dense layer between single positions: class k reads those of `origin` that live[k] marks.
+
+    It stands for as many edges as it has marks, which would be too many to visit one by one.
+    """
+
+    origin: Value
+    live: npt.NDArray[np.bool_]  # [classes of the reader, classes of the origin]
+
+    def latest(self, ready: Sequence[Map], cut: npt.NDArray[np.bool_] | None = None) -> Times:
+        """Return for each class of the reader when all that it reads is ready; not what is cut."""
+        live = self.live if cut is None else self.live & ~cut
+        times: Times = np.where(live, single(ready), 0).max(axis=1, initial=0)
+        return times
+
+    def earliest(self, limits: Times) -> Times:
+        """Return for each class of the origin the least limit of its readers, NEVER without any."""
+        times: Times = np.where(self.live, limits[:, None], NEVER).min(axis=0, initial=NEVER)
+        return times
+
+    def edges(self, klass: int) -> list[Edge]:
+        """Return the edges of one class of the reader."""
+        return [_at_single(self.origin, int(k)) for k in np.flatnonzero(self.live[klass])]
+
+
+def single(maps: Iterable[Map]) -> Times:
+    """Return the numbers of maps of single positions."""
+    return np.array([each[0, 0] for each in maps], dtype=np.int64)
+
+
 @dataclass(eq=False)
 class Classes:
-    """The classes of a value: `of` [features] numbers them; `edges` and `ready` have one each."""
+    """The classes of a value: `of` [features] numbers them; `edges` and `ready` have one each.
+
+    Dense layers between single positions have `links` instead of edges.
+    """
 
     of: npt.NDArray[np.int64]
     edges: list[list[Edge]]
     ready: list[Map]
+    links: list[Link] = field(default_factory=list)
+
+    def edges_of(self, klass: int) -> list[Edge]:
+        """Return all edges of a class, those that links stand for as well."""
+        return [*self.edges[klass], *(edge for link in self.links for edge in link.edges(klass))]
 
 
 Dependence = dict[Value, Classes]
@@ -95,18 +137,36 @@ def analyse(graph: Graph, time: npt.NDArray[np.int64], join: bool = True) -> Dep
             features = np.arange(value.features)
             found[value] = _merge(features, [[] for _ in features], list(time))
             continue
-        patterns: dict[tuple[int, ...], int] = {}
-        of = np.empty(value.features, dtype=np.int64)
-        edges: list[list[Edge]] = []
-        columns, pool = _live(value, found)
-        for feature, pattern in enumerate(map(tuple, columns)):
-            if pattern not in patterns:
-                patterns[pattern] = len(edges)
-                edges.append([pool[index] for index in np.flatnonzero(pattern)])
-            of[feature] = patterns[pattern]
+        if isinstance(value.body, Flatten):
+            found[value] = _flattened(value, value.body, found, join)
+            continue
+        if is_dense(value):
+            found[value] = _linked(value, found, join)
+            continue
+        if isinstance(value.body, Unflatten):
+            of, edges = _dealt_out(value, value.body, found)
+        elif isinstance(value.body, Pointwise):
+            of, edges = _elementwise(value, value.body, found)
+        else:
+            of, edges = _by_pattern(*_live(value, found))
         ready = [_latest(value, group, found) for group in edges]
         found[value] = _merge(of, edges, ready) if join else Classes(of, edges, ready)
     return found
+
+
+def _by_pattern(
+    live: npt.NDArray[np.bool_], pool: Sequence[Edge]
+) -> tuple[npt.NDArray[np.int64], list[list[Edge]]]:
+    """Make a class of the features that depend on the same edges: live [features, edges]."""
+    patterns: dict[bytes, int] = {}
+    of = np.empty(len(live), dtype=np.int64)
+    edges: list[list[Edge]] = []
+    for feature, pattern in enumerate(live):
+        number = patterns.setdefault(pattern.tobytes(), len(edges))
+        if number == len(edges):
+            edges.append([pool[index] for index in np.flatnonzero(pattern).tolist()])
+        of[feature] = number
+    return of, edges
 
 
 def gather(edge: Edge, source: Map, like: Map, missing: int) -> Map:
@@ -224,12 +284,7 @@ def _operands(
     body: object,
 ) -> Iterator[tuple[int, Source, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]]]:
     """Yield the sources of a body with a function: joined features -> features that read them."""
-    if isinstance(body, Pointwise):
-        for operand in body.operands:
-            if not isinstance(operand, int | float):
-                for first, source in spread(operand):
-                    yield first, source, lambda features: features
-    elif isinstance(body, Reduce):
+    if isinstance(body, Reduce):
         size, inner = body.size, body.inner
         for first, source in spread(body.inputs):
             yield first, source, lambda f: f // (size * inner) * inner + f % inner
@@ -237,6 +292,133 @@ def _operands(
         width = body.weight.shape[1]
         for first, source in spread(body.indices):
             yield first, source, lambda f: (f[:, None] * width + np.arange(width)).ravel()
+
+
+def _elementwise(
+    value: Value, body: Pointwise, found: Dependence
+) -> tuple[npt.NDArray[np.int64], list[list[Edge]]]:
+    """Make classes of the features of a pointwise value: one edge per operand, or none."""
+    pool: list[Edge] = []
+    numbers: list[npt.NDArray[np.int64]] = []
+    for operand in body.operands:
+        if not isinstance(operand, int | float):
+            read = np.full(value.features, -1)
+            for first, source in spread(operand):
+                for klass, chosen in _by_class(source, found):
+                    read[first + chosen] = len(pool)
+                    pool.append(_edge(source, klass))
+            numbers.append(read)
+    if not numbers:
+        return np.zeros(value.features, np.int64), [[]]
+    patterns, of = np.unique(np.stack(numbers), axis=1, return_inverse=True)
+    return of.reshape(-1), [[pool[n] for n in dict.fromkeys(p) if n >= 0] for p in patterns.T]
+
+
+# Values whose positions are features of a single one
+
+
+def is_dense(value: Value) -> bool:
+    """Whether a value is a dense layer between single positions."""
+    body = value.body
+    return (
+        isinstance(body, Conv)
+        and (value.height, value.width, body.height, body.width) == (1, 1, 1, 1)
+        and (body.up, body.down) == (1, 1)
+        and all((tap.dy, tap.dx, tap.phase) == (0, 0, (0, 0)) for tap in body.taps)
+        and all(_at_origin(source) for source in body.inputs)
+    )
+
+
+def _at_origin(source: Source) -> bool:
+    origin = source.origin
+    inside = source.top <= 0 < source.bottom and source.left <= 0 < source.right
+    plain = inside and (source.dy, source.dx, source.fill) == (0, 0, 0)
+    return plain and (not isinstance(origin, Value) or (origin.height, origin.width) == (1, 1))
+
+
+def _at_single(origin: Value, klass: int) -> Edge:
+    return Edge(origin, klass, 0, 0, 0, 1, 0, 1)
+
+
+def _linked(value: Value, found: Dependence, join: bool) -> Classes:
+    """Return the classes of a dense layer; without `join` every feature is one."""
+    body = value.body
+    assert isinstance(body, Conv)
+    marks: dict[Value, npt.NDArray[np.bool_]] = {}  # [features, classes of the origin]
+    for first, source in spread(body.inputs):
+        origin = source.origin
+        if not isinstance(origin, Value):
+            continue
+        of = found[origin].of[features_of(source)]
+        seen = marks.setdefault(
+            origin, np.zeros((value.features, len(found[origin].ready)), dtype=bool)
+        )
+        for tap in body.taps:
+            live = (tap.weight[first : first + source.count] != 0).cpu().numpy()
+            klasses, joined = _any_by(of, live)
+            seen[:, klasses] |= joined.T
+    ready = np.zeros(value.features, dtype=np.int64)
+    for origin, seen in marks.items():
+        np.maximum(ready, Link(origin, seen).latest(found[origin].ready), out=ready)
+    times, of = np.unique(ready, return_inverse=True) if join else (ready, np.arange(len(ready)))
+    links = [Link(origin, _any_by(of, seen)[1]) for origin, seen in marks.items()]
+    return Classes(of, [[] for _ in times], [np.full((1, 1), time) for time in times], links)
+
+
+def _any_by(
+    of: npt.NDArray[np.int64], marks: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the classes among `of`, and for each whether any of its rows of marks is true."""
+    order = np.argsort(of, kind="stable")
+    klasses, starts = np.unique(of[order], return_index=True)
+    return klasses, np.logical_or.reduceat(marks[order], starts, axis=0)
+
+
+def _flattened(value: Value, body: Flatten, found: Dependence, join: bool) -> Classes:
+    """Return the classes of all positions' features, each of which reads one edge or none."""
+    shape = (body.height, body.width)
+    count = value.features // (body.height * body.width)
+    number = np.full((*shape, count), -1)
+    grid = np.zeros(shape, dtype=np.int64)
+    ready = np.zeros((*shape, count), dtype=np.int64)
+    pool: list[Edge] = []
+    for first, source in spread(body.inputs):
+        for klass, chosen in _by_class(source, found):
+            plain = _edge(source, klass)
+            times = gather(plain, found[plain.origin].ready[klass], grid, missing=-1)
+            for i, j in np.argwhere(times >= 0).tolist():
+                number[i, j, first + chosen] = len(pool)
+                ready[i, j, first + chosen] = times[i, j]
+                pool.append(replace(plain, dy=plain.dy + i, dx=plain.dx + j))
+    key = ready if join else number
+    _, first_of, of = np.unique(key.ravel(), return_index=True, return_inverse=True)
+    of = of.reshape(-1)
+    edges: list[list[Edge]] = [[] for _ in first_of]
+    for klass, each in np.unique(np.stack((of, number.ravel())), axis=1).T.tolist():
+        if each >= 0:
+            edges[klass].append(pool[each])
+    return Classes(of, edges, [np.full((1, 1), time) for time in ready.ravel()[first_of]])
+
+
+def _dealt_out(
+    value: Value, body: Unflatten, found: Dependence
+) -> tuple[npt.NDArray[np.int64], list[list[Edge]]]:
+    """Make a class of the features that read the same classes at all positions."""
+    numbers: list[npt.NDArray[np.int64]] = []
+    pool: list[Edge] = []
+    for source in body.inputs:
+        assert isinstance(source.origin, Value)
+        numbers.append(len(pool) + found[source.origin].of[features_of(source)])
+        pool += [_edge(source, klass) for klass in range(len(found[source.origin].ready))]
+    up = max(value.height, value.width)
+    places = list(np.ndindex(value.height, value.width))
+    read = np.concatenate(numbers).reshape(len(places), value.features)
+    patterns, of = np.unique(read, axis=1, return_inverse=True)
+    edges = [
+        [replace(pool[n], up=up, phase=at) for n, at in zip(p, places, strict=True)]
+        for p in patterns.T.tolist()
+    ]
+    return of.reshape(-1), edges
 
 
 def _by_class(source: Source, found: Dependence) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:

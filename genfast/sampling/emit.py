@@ -18,7 +18,15 @@ from genfast.sampling.dependence import (
     conv_edge,
     features_of,
     gather,
+    is_dense,
     spread,
+)
+from genfast.sampling.emit_flat import (
+    dense_into_grid,
+    emit_dense,
+    emit_flatten,
+    emit_unflatten,
+    in_order_of_time,
 )
 from genfast.sampling.fuse import expressions, flatten, joined_into_readers, make_read, runs
 from genfast.sampling.leak import Draws
@@ -75,9 +83,11 @@ class Emitter:
         self.dtype, self.device = dtype, device
         self.times = {value: self._times(value) for value in graph.values}
         self.joined = joined_into_readers(graph, self.times)
+        self.dense_of = dense_into_grid(graph)
         self.layouts = {value: self._layout(value) for value in graph.values}
         self.tables: list[Table] = []
         self._table_numbers: dict[int, int] = {}
+        self._origins: list[v.Constant | v.Condition] = []  # kept, for their ids are in use
         self._nothing = v.Constant(torch.zeros(1, 1, 1))
         self._stored: list[v.Value] = [graph.input]
         self._partials: list[tuple[str, Group]] = []
@@ -85,7 +95,10 @@ class Emitter:
         stored = [
             value
             for value in graph.values
-            if value is not graph.input and value not in self.joined and self.layouts[value].groups
+            if value is not graph.input
+            and value not in self.joined
+            and value not in self.dense_of.values()
+            and self.layouts[value].groups
         ]
         self._stored += stored
         self._numbers = {value: number for number, value in enumerate(self._stored)}
@@ -94,12 +107,13 @@ class Emitter:
         return [self.schedule.get((value, int(klass))) for klass in self.found[value].of]
 
     def _layout(self, value: v.Value) -> Layout:
-        times = self.times[value]
-        kinds = list(dict.fromkeys(when for when in times if when is not None))
-        groups = [
-            Group(kind, np.asarray([f for f, when in enumerate(times) if when == kind]))
-            for kind in kinds
-        ]
+        chosen: dict[When, list[int]] = {}
+        for feature, when in enumerate(self.times[value]):
+            if when is not None:
+                chosen.setdefault(when, []).append(feature)
+        groups = [Group(when, np.asarray(features)) for when, features in chosen.items()]
+        if (value.height, value.width) == (1, 1):
+            groups.sort(key=lambda group: int(self.clock.ticks(group.when)[0, 0]))
         slots = np.full(value.features, -1)
         if isinstance(value.body, v.Input):
             return Layout(groups, np.arange(value.features))
@@ -110,6 +124,10 @@ class Emitter:
         return Layout(groups, slots)
 
     # Where things are
+
+    def number(self, value: v.Value) -> int:
+        """Return the buffer of a value that is stored."""
+        return self._numbers[value]
 
     def locate(self, source: v.Source, features: Indices) -> tuple[int, bool, Indices]:
         """Return the buffer or table of a source, and the slots of features of its origin."""
@@ -123,6 +141,7 @@ class Emitter:
     def _table(self, origin: v.Constant | v.Condition) -> int:
         if id(origin) not in self._table_numbers:
             self._table_numbers[id(origin)] = len(self.tables)
+            self._origins.append(origin)
             self.tables.append(self._make_table(origin))
         return self._table_numbers[id(origin)]
 
@@ -137,22 +156,16 @@ class Emitter:
 
     def reads(self, sources: v.Sources, features: Indices | None = None) -> tuple[Read, ...]:
         """Return the reads of (some of the) joined features of sources, in order."""
-        joined = [
-            (source, feature) for source in sources for feature in features_of(source).tolist()
-        ]
-        chosen = joined if features is None else [joined[k] for k in features]
+        starts = np.cumsum([0, *(source.count for source in sources)])
+        chosen = np.arange(starts[-1]) if features is None else features
+        owners = np.searchsorted(starts, chosen, side="right") - 1
+        cuts = [0, *(np.flatnonzero(np.diff(owners)) + 1).tolist(), len(chosen)]
         found: list[Read] = []
-        first = 0
-        while first < len(chosen):
-            source = chosen[first][0]
-            last = first
-            while last < len(chosen) and chosen[last][0] is source:
-                last += 1
-            number, table, slots = self.locate(
-                source, np.asarray([feature for _, feature in chosen[first:last]])
-            )
+        for first, last in itertools.pairwise(cuts):
+            source = sources[owners[first]]
+            places = source.start + source.step * (chosen[first:last] - starts[owners[first]])
+            number, table, slots = self.locate(source, places)
             found += [make_read(source, number, table, slots[a:b]) for a, b in runs(slots)]
-            first = last
         return tuple(found)
 
     # Instructions
@@ -164,25 +177,30 @@ class Emitter:
             for group in self.layouts[value].groups:
                 body = value.body
                 if isinstance(body, v.Conv):
-                    found += self._conv(value, body, group)
+                    conv = emit_dense(self, value, body, group) if is_dense(value) else None
+                    found += conv or self._conv(value, body, group)
+                elif isinstance(body, v.Flatten):
+                    found += emit_flatten(self, value, body, group)
+                elif isinstance(body, v.Unflatten):
+                    found += emit_unflatten(self, value, body, group)
                 elif isinstance(body, v.Pointwise):
                     found += self._pointwise(value, group)
                 elif isinstance(body, v.Reduce):
                     found += self._reduce(value, body, group)
                 elif isinstance(body, v.Lookup):
                     found += self._lookup(value, body, group)
-        return found
+        return in_order_of_time(found)
 
-    def _slots(self, value: v.Value, features: Indices) -> int:
+    def slots(self, value: v.Value, features: Indices) -> int:
         """Return the first slot of features that lie one after another."""
         slots = self.layouts[value].slots[features]
         assert (np.diff(slots) == 1).all()
         return int(slots[0])
 
     def _conv(self, value: v.Value, body: v.Conv, group: Group) -> Iterator[Gemm]:
-        number, first = self._numbers[value], self._slots(value, group.features)
+        number, first = self._numbers[value], self.slots(value, group.features)
         count = len(group.features)
-        bias = None if body.bias is None else self._numbers_of(body.bias[_index(group.features)])
+        bias = None if body.bias is None else self.numbers_of(body.bias[_index(group.features)])
         early, late = self._taps(value, body, group)
         if not early:
             yield Gemm(number, first, count, group.when, tuple(late), bias, (), body.up, body.down)
@@ -194,7 +212,8 @@ class Emitter:
         initial = (Read(partial, 0, 1, count, bottom=value.height, right=value.width),)
         yield Gemm(number, first, count, group.when, tuple(late), None, initial, body.up, body.down)
 
-    def _numbers_of(self, tensor: Tensor) -> Tensor:
+    def numbers_of(self, tensor: Tensor) -> Tensor:
+        """Return a weight as the program holds it."""
         return tensor.detach().to(self.device, self.dtype).contiguous()
 
     def _taps(self, value: v.Value, body: v.Conv, group: Group) -> tuple[list[Tap], list[Tap]]:
@@ -256,7 +275,7 @@ class Emitter:
                 max(source.left, source.dx), min(source.right, source.dx + body.width),
                 0.0, table,
             )  # fmt: skip
-            yield Tap(read, self._numbers_of(weight[_index(chosen[a:b])]), at.phase)
+            yield Tap(read, self.numbers_of(weight[_index(chosen[a:b])]), at.phase)
 
     def _is_early(self, value: v.Value, group: Group, edge: Edge) -> bool:
         """Can a tap be added up at the start of the span, before the pixels that need it?"""
@@ -278,7 +297,7 @@ class Emitter:
         return True
 
     def _pointwise(self, value: v.Value, group: Group) -> Iterator[Pointwise]:
-        number, start = self._numbers[value], self._slots(value, group.features)
+        number, start = self._numbers[value], self.slots(value, group.features)
         for first, last, expression in expressions(value, group.features, self.joined):
             for a, b, reads, constants, steps in flatten(expression, last - first, self.locate):
                 at = start + first + a
@@ -290,7 +309,7 @@ class Emitter:
         cube = features.reshape(body.outer, body.size, body.inner)
         if len(group.features) == value.features:
             reads = self.reads(body.inputs)
-            first = self._slots(value, group.features)
+            first = self.slots(value, group.features)
             yield Reduce(
                 number, first, group.when, reads, body.op, body.outer, body.size, body.inner
             )
@@ -303,11 +322,11 @@ class Emitter:
 
     def _lookup(self, value: v.Value, body: v.Lookup, group: Group) -> Iterator[Lookup]:
         number, width = self._numbers[value], body.weight.shape[1]
-        weight = self._numbers_of(body.weight)
+        weight = self.numbers_of(body.weight)
         for index in np.unique(group.features // width):
             chosen = group.features[group.features // width == index]
             (read,) = self.reads(body.indices, np.asarray([index]))
-            first = self._slots(value, chosen)
+            first = self.slots(value, chosen)
             table = weight[:, _index(chosen % width)].contiguous()
             yield Lookup(number, first, group.when, read, table)
 
@@ -339,6 +358,9 @@ class Emitter:
         for value in self._stored:
             layout = self.layouts[value]
             features = int((layout.slots >= 0).sum())
+            if (value.height, value.width) == (1, 1):
+                buffers.append(Buffer(self._name(value), features, 1, 1, 1, 1))
+                continue
             kept = [
                 ring(
                     self.clock,

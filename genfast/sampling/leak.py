@@ -1,7 +1,7 @@
 """Which layer looks ahead: one path from an output back to a symbol it must not know."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +10,13 @@ from genfast.sampling.dependence import (
     NEVER,
     Dependence,
     Edge,
+    Link,
     Map,
     analyse,
     gather,
     output_edges,
     scatter,
+    single,
     unique,
 )
 from genfast.sampling.values import Conv, Graph, Input, Value
@@ -60,6 +62,14 @@ class _Hop:
             self.at[0] // self.edge.up * self.edge.down + self.edge.dy,
             self.at[1] // self.edge.up * self.edge.down + self.edge.dx,
         )
+
+
+@dataclass(eq=False)
+class _Cut:
+    """Edges taken out of a graph, and of links the marks that are."""
+
+    edges: set[Edge]
+    links: dict[Link, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def explain(
@@ -117,7 +127,7 @@ def _path(
         reader, klass, at = hop.edge.origin, hop.edge.klass, hop.reads
         if isinstance(reader.body, Input):
             return path
-        options = found[reader].edges[klass]
+        options = found[reader].edges_of(klass)
 
 
 def _reaches(edge: Edge, at: tuple[int, int]) -> bool:
@@ -128,6 +138,8 @@ def _reaches(edge: Edge, at: tuple[int, int]) -> bool:
 def _steps_ahead(graph: Graph, hop: _Hop, offset: int) -> int:
     """Return by how many pixels of the scan a hop looks ahead; negative: back."""
     reader, origin, whole = hop.reader, hop.edge.origin, graph.input.width
+    if reader is not None and 1 in (reader.height * reader.width, origin.height * origin.width):
+        return 0  # a single position that stands for all has no place among them
     # Output (i, j) belongs to the pixel that it predicts, `offset` columns to the right. Where
     # convolutions without padding have cut columns off, these were the first ones.
     row, column = hop.at if reader is not None else (hop.at[0], hop.at[1] + offset)
@@ -170,30 +182,35 @@ def _is_conv(hop: _Hop) -> bool:
     return hop.reader is not None and isinstance(hop.reader.body, Conv)
 
 
-def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> set[Edge]:
+def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> _Cut:
     """Return the edges like a hop's, of all classes of its reader, that see what is too late."""
     if hop.reader is None:
-        return {hop.edge}
+        return _Cut({hop.edge})
     like = (hop.edge.origin, hop.edge.dy, hop.edge.dx, hop.edge.phase)
-    cut: set[Edge] = set()
+    cut = _Cut(set())
+    classes = found[hop.reader]
+    for link in classes.links:
+        if link.origin is hop.edge.origin:
+            own = single(limits[hop.reader, klass] for klass in range(len(classes.ready)))
+            cut.links[link] = single(found[link.origin].ready)[None] > own[:, None]
     for klass, edges in enumerate(found[hop.reader].edges):
         limit = limits[hop.reader, klass]
         for edge in edges:
             if (edge.origin, edge.dy, edge.dx, edge.phase) == like:
                 seen = gather(edge, found[edge.origin].ready[edge.klass], limit, missing=0)
                 if (seen > limit).any():
-                    cut.add(edge)
+                    cut.edges.add(edge)
     return cut
 
 
-def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: set[Edge]) -> list[Map]:
+def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: _Cut) -> list[Map]:
     """Return when each draw's parameters would be ready if some edges were cut."""
     ready: dict[tuple[Value, int], Map] = {}
 
     def latest(edges: Iterable[Edge], shape: tuple[int, int]) -> Map:
         times = np.zeros(shape, dtype=np.int64)
         for edge in edges:
-            if edge not in cut:
+            if edge not in cut.edges:
                 seen = gather(edge, ready[edge.origin, edge.klass], times, missing=0)
                 np.maximum(times, seen, out=times)
         return times
@@ -203,6 +220,10 @@ def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: set[Edge])
             is_input = isinstance(value.body, Input)
             times = found[value].ready[klass]
             ready[value, klass] = times if is_input else latest(edges, (value.height, value.width))
+        for link in found[value].links:
+            origin = [ready[link.origin, k] for k in range(link.live.shape[1])]
+            for klass, time in enumerate(link.latest(origin, cut.links.get(link))):
+                np.maximum(ready[value, klass], time, out=ready[value, klass])
     outputs = output_edges(graph, found)
     shape = (graph.output_height, graph.output_width)
     return [latest(unique(outputs, features), shape) for _, _, features in draws]
@@ -225,4 +246,8 @@ def _limits(
         for klass, group in enumerate(found[value].edges):
             for edge in group:
                 scatter(edge, limit[value, klass], limit[edge.origin, edge.klass], np.minimum.at)
+        for link in found[value].links:
+            own = single(limit[value, klass] for klass in range(len(link.live)))
+            for klass, time in enumerate(link.earliest(own)):
+                np.minimum(limit[link.origin, klass], time, out=limit[link.origin, klass])
     return limit

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 
 from genfast.errors import UnsupportedModelError
 from genfast.sampling.capture import Captured
+from genfast.sampling.flat import flat_output, flatten, is_flat
 from genfast.sampling.layout import (
     Atom,
     Axis,
@@ -61,6 +62,7 @@ from genfast.sampling.values import (
     Condition,
     Constant,
     Conv,
+    Flatten,
     Graph,
     Input,
     Lookup,
@@ -68,6 +70,7 @@ from genfast.sampling.values import (
     Reduce,
     Source,
     Sources,
+    Unflatten,
     Value,
 )
 
@@ -120,16 +123,18 @@ class Lowering:
     """The state of one lowering, and what rules build values with.
 
     `joined` remembers what a value was joined from, along which axis, each part with its first
-    position: a slice of it then need not read the whole.
+    position: a slice of it then need not read the whole. `flattened` likewise remembers features
+    and what they are on a single position.
     """
 
     def __init__(self, captured: Captured) -> None:
         self.captured = captured
         self.dtype, self.device = captured.dtype, captured.device
         self.node: Node = captured.input
-        self._values: list[Value] = []
+        self.values: list[Value] = []
         self._conditions: list[Condition] = []
         self.joined: dict[Value, tuple[Signal, Axis, list[tuple[int, Signal]]]] = {}
+        self.flattened: dict[Features, Features] = {}
         self._results: dict[Any, Any] = {}
 
     def graph(self) -> Graph:
@@ -145,9 +150,11 @@ class Lowering:
         self.node = self.captured.output
         output = self.resolve(self.captured.output)
         assert isinstance(output, Signal)
+        if is_flat(self, output):
+            output = flat_output(self, output)
         sizes = self._output_sizes(output)
         outputs = output.features.sources()
-        values, conditions = _needed(self._values, self._conditions, outputs, origin)
+        values, conditions = _needed(self.values, self._conditions, outputs, origin)
         mixed = self.captured.first_mixed(conditions)
         if mixed is not None:
             raise UnsupportedModelError(
@@ -169,7 +176,7 @@ class Lowering:
 
     def emit(
         self,
-        body: Conv | Pointwise | Reduce | Lookup,
+        body: Conv | Pointwise | Reduce | Lookup | Flatten | Unflatten,
         features: int,
         like: Signal,
         *,
@@ -180,7 +187,7 @@ class Lowering:
         height, width = size or (like.height, like.width)
         rows, columns = scale or (like.row_scale, like.column_scale)
         value = Value(features, height, width, body, rows, columns, self.node.where)
-        self._values.append(value)
+        self.values.append(value)
         return Features.all_of(_view_of(value))
 
     def pointwise(self, op: str, *operands: Operand, dtype: torch.dtype | None = None) -> Signal:
@@ -249,6 +256,7 @@ class Lowering:
 
     def broadcast(self, *operands: Operand) -> list[Signal | Number]:
         """Bring operands to common axes; constants that are one number everywhere become it."""
+        operands = self.level(operands)
         signals = [each for each in operands if isinstance(each, Signal)]
         dims = self._common_dims(operands)
         like = signals[0]
@@ -259,6 +267,12 @@ class Lowering:
                     f"{each.height} x {each.width}"
                 )
         return [self.arrange(each, dims, like) for each in operands]
+
+    def level(self, operands: Sequence[Operand]) -> tuple[Operand, ...]:
+        """Operands on one grid: where one of them is flat, all of them."""
+        if not any(isinstance(each, Signal) and is_flat(self, each) for each in operands):
+            return tuple(operands)
+        return tuple(flatten(self, each) if isinstance(each, Signal) else each for each in operands)
 
     def arrange(self, operand: Operand, dims: Dims, like: Signal) -> Signal | Number:
         """An operand with these axes, which it broadcasts to."""
@@ -419,7 +433,7 @@ class Lowering:
             4: ((images,), channels, rows, columns),
         }[len(shape)]
         value = Value(max(feature_size(channels), 1), height, width, Input(), where="the input")
-        self._values.append(value)
+        self.values.append(value)
         features = Features.all_of(_view_of(value))
         return Signal(dims, features, height, width, 1, 1, self.captured.input.dtype)
 
@@ -491,7 +505,7 @@ def _needed(
 def sources_of(value: Value) -> list[Source]:
     """Everything that a value reads."""
     body = value.body
-    if isinstance(body, Conv | Reduce):
+    if isinstance(body, Conv | Reduce | Flatten | Unflatten):
         return list(body.inputs)
     if isinstance(body, Lookup):
         return list(body.indices)

@@ -4,7 +4,7 @@ Positions within a span are computed together, images of a batch always. On CUDA
 kind of pixel is captured once as a CUDA graph and replayed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from genfast.sampling._reference_steps import (
     Integers,
     Kernel,
     buffer_grid,
-    positions,
+    by_phase,
     see,
     table_grid,
 )
@@ -45,7 +45,11 @@ class ReferenceExecutor:
     def __init__(self, program: Program, capture: Capture | None = None) -> None:
         self.program = program
         dtype, device = program.dtype, program.device
-        kernels = [Kernel(each, dtype, device) for each in program.instructions]
+        kernels = [
+            Kernel(part, dtype, device, phase)
+            for each in program.instructions
+            for part, phase in by_phase(each)
+        ]
         self._span = [kernel for kernel in kernels if kernel.when.span]
         pixel = [kernel for kernel in kernels if not kernel.when.span]
         self._phases = [
@@ -347,36 +351,56 @@ class _Stage:
         ]
         self._out = [buffers[kernel.out] for kernel in kernels]
         self._steps: dict[bytes, _Step | None] = {}
+        self._rows: dict[int, list[int]] = {}
 
     def pixels(self, row: int, columns: Integers, device: torch.device) -> _Table:
         """Addresses and steps of single pixels."""
-        places, active = [], []
-        for number, kernel in enumerate(self.kernels):
-            i, j, computed = positions(kernel.when, row, columns)
+        places, active, used = [], [], []
+        for number, i, j, computed in self._computed(row, columns):
             places += self._places(number, i, j)
             active.append(computed)
-        if not self.kernels:
+            used.append(number)
+        if not used:
             return _Table(torch.empty(len(columns), 0, dtype=torch.int64), [None] * len(columns))
         slots = torch.from_numpy(np.concatenate(places, axis=1)).to(device)
-        return _Table(slots, [self._pixel_step(each) for each in np.stack(active, axis=1)])
+        steps = [self._pixel_step(used, each) for each in np.stack(active, axis=1)]
+        return _Table(slots, steps)
 
     def span(
         self, row: int, columns: Integers, device: torch.device
     ) -> tuple[_Step | None, Tensor]:
         """Step and addresses of a span's columns together."""
-        places, sizes = [], []
-        for number, kernel in enumerate(self.kernels):
-            i, j, computed = positions(kernel.when, row, columns)
+        places, used, sizes = [], [], []
+        for number, i, j, computed in self._computed(row, columns):
             places += self._places(number, i, j[computed])
+            used.append(number)
             sizes.append(int(computed.sum()))
-        if not any(sizes):
+        if not used:
             return None, torch.empty(0)
         slots = torch.from_numpy(np.concatenate([place.ravel() for place in places]))
-        key = np.asarray(sizes).tobytes()
+        key = np.asarray([used, sizes]).tobytes()
         step = self._steps.get(key)
         if step is None:
-            step = self._steps[key] = _Step(self._parts(sizes, sizes))
+            step = self._steps[key] = _Step(self._parts(used, sizes, sizes))
         return step, slots.to(device)
+
+    def _computed(
+        self, row: int, columns: Integers
+    ) -> Iterator[tuple[int, int, Integers, npt.NDArray[np.bool_]]]:
+        """Instructions that compute something: number, row, columns, and which of these."""
+        for number in self._in_row(row):
+            kernel = self.kernels[number]
+            i = kernel.row(row)
+            j, computed = kernel.columns(columns)
+            if i is not None and computed.any():
+                yield number, i, j, computed
+
+    def _in_row(self, row: int) -> list[int]:
+        """Instructions that compute some position of a row; most pieces of flat values do not."""
+        if row not in self._rows:
+            kernels = enumerate(self.kernels)
+            self._rows[row] = [number for number, each in kernels if each.row(row) is not None]
+        return self._rows[row]
 
     def _places(self, number: int, i: int, j: Integers) -> list[Integers]:
         """Slots read [S, R] and written [S, 1] by an instruction."""
@@ -384,17 +408,18 @@ class _Stage:
         out = i % grid.rows * grid.columns + j % grid.columns
         return [self._addresses[number].slots(np.full_like(j, i), j), out[:, None]]
 
-    def _pixel_step(self, active: npt.NDArray[np.bool_]) -> _Step | None:
-        key = active.tobytes()
+    def _pixel_step(self, used: Sequence[int], active: npt.NDArray[np.bool_]) -> _Step | None:
+        key = np.asarray(used).tobytes() + active.tobytes()
         if key not in self._steps:
-            parts = self._parts(active.astype(int).tolist(), [1] * len(self.kernels))
+            parts = self._parts(used, active.astype(int).tolist(), [1] * len(used))
             self._steps[key] = _Step(parts) if parts else None
         return self._steps[key]
 
-    def _parts(self, sizes: Sequence[int], kept: Sequence[int]) -> list[_Part]:
+    def _parts(self, used: Sequence[int], sizes: Sequence[int], kept: Sequence[int]) -> list[_Part]:
         """Parts of a step with these sizes, in a list that keeps `kept` positions for each."""
         parts, start = [], 0
-        for kernel, size, room in zip(self.kernels, sizes, kept, strict=True):
+        for number, size, room in zip(used, sizes, kept, strict=True):
+            kernel = self.kernels[number]
             writes = start + room * len(kernel.taps)
             if size:
                 parts.append(_Part(kernel, size, start, writes))

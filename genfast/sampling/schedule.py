@@ -27,6 +27,7 @@ from genfast.sampling.values import Graph, Input, Value
 Unit = tuple[Value, int]  # a value and the number of a class of its features
 Schedule = dict[Unit, When]
 Needed = dict[Unit, npt.NDArray[np.bool_]]
+_UNUSED = np.zeros((1, 1), dtype=np.int64)
 _ROWS_LATER = 3  # rows by which a computation may trail behind the row of its own position
 
 
@@ -142,6 +143,10 @@ def _needed(graph: Graph, found: Dependence, due: list[tuple[Edge, Map]]) -> Nee
             if reader.any():
                 for edge in edges:
                     scatter(edge, reader, needed[edge.origin, edge.klass], np.maximum.at)
+        for link in found[value].links:
+            readers = [needed[value, klass][0, 0] for klass in range(len(link.live))]
+            for number in np.flatnonzero(link.live[readers].any(axis=0)).tolist():
+                needed[link.origin, number][0, 0] = True
     return {unit: marks for unit, marks in needed.items() if marks.any()}
 
 
@@ -156,11 +161,15 @@ def _options(
     options: dict[Unit, list[When]] = {}
     earliest: dict[Unit, Map] = {}
     for value in graph.values:
+        linked = np.zeros(len(found[value].ready), dtype=np.int64)
+        for link in found[value].links:
+            known = [earliest.get((link.origin, k), _UNUSED) for k in range(link.live.shape[1])]
+            np.maximum(linked, link.latest(known), out=linked)
         for klass, edges in enumerate(found[value].edges):
             unit = (value, klass)
             if unit not in needed:
                 continue
-            ready = clock.ready_tick(found[value].ready[klass])
+            ready = np.maximum(clock.ready_tick(found[value].ready[klass]), linked[klass])
             for edge in edges:
                 source = earliest.get((edge.origin, edge.klass))
                 if source is None:  # all that the edge reads lies outside
@@ -168,6 +177,8 @@ def _options(
                 np.maximum(ready, gather(edge, source, ready, missing=0), out=ready)
             if isinstance(value.body, Input):
                 choices = [_input_time(value, clock, found[value].ready[klass])]
+            elif is_single(value, clock):
+                choices = [*_single_times(clock, int(ready[0, 0]))]
             else:
                 choices = [*_pixel_times(value, clock, ready, needed[unit])]
                 if with_spans:
@@ -176,6 +187,21 @@ def _options(
             ticks = [clock.ticks(when) for when in choices]
             earliest[unit] = np.minimum.reduce(ticks) if ticks else np.full(ready.shape, NEVER)
     return options
+
+
+def is_single(value: Value, clock: Clock) -> bool:
+    """Whether the one position of a value stands for all pixels of an image or sound."""
+    return (value.height, value.width) == (1, 1) != (clock.height, clock.width)
+
+
+def _single_times(clock: Clock, ready: int) -> Iterator[When]:
+    """Yield the pixel and phase at which a single position is ready, whatever row it is in."""
+    pixel, phase = divmod(max(ready, 1) - 1, clock.per_pixel)
+    if phase == clock.per_pixel - 1:  # the span tick of the next pixel
+        pixel, phase = pixel + 1, 0
+    row, column = divmod(pixel, clock.width)
+    if row < clock.height:
+        yield When(1, 1, False, phase, 1, row, 1, column)
 
 
 def _input_time(value: Value, clock: Clock, ready: Map) -> When:
@@ -249,6 +275,7 @@ def _choose(
         scatter(edge, tick, deadline[edge.origin, edge.klass], np.minimum.at)
     schedule: Schedule = {}
     for value in reversed(graph.values):
+        at = np.full(len(found[value].ready), NEVER)
         for klass, edges in enumerate(found[value].edges):
             unit = (value, klass)
             if unit not in needed:
@@ -262,8 +289,14 @@ def _choose(
                 return schedule, value
             schedule[unit] = when
             reader = np.where(marks, ticks, NEVER)
+            at[klass] = reader.min()
             for edge in edges:
                 limit = deadline.get((edge.origin, edge.klass))
                 if limit is not None:
                     scatter(edge, reader, limit, np.minimum.at)
+        for link in found[value].links:
+            for klass, time in enumerate(link.earliest(at)):
+                limit = deadline.get((link.origin, klass))
+                if limit is not None:
+                    np.minimum(limit, time, out=limit)
     return schedule, None

@@ -21,7 +21,7 @@ class Value:
     features: int
     height: int
     width: int
-    body: "Input | Conv | Pointwise | Reduce | Lookup"
+    body: "Input | Conv | Pointwise | Reduce | Lookup | Flatten | Unflatten"
     row_scale: int = 1
     column_scale: int = 1
     where: str = ""
@@ -137,6 +137,25 @@ class Lookup:
 
     indices: Sources
     weight: Tensor
+
+
+@dataclass(eq=False)
+class Flatten:
+    """All positions of a height x width grid as features of a single one.
+
+    Feature (i * width + j) * count + f is feature f of the count joined ones at position (i, j).
+    """
+
+    inputs: Sources
+    height: int
+    width: int
+
+
+@dataclass(eq=False)
+class Unflatten:
+    """The inverse of `Flatten`: features of a single position, dealt out to a grid of positions."""
+
+    inputs: Sources
 
 
 @dataclass

@@ -13,12 +13,14 @@ from genfast.sampling.values import (
     Condition,
     Constant,
     Conv,
+    Flatten,
     Graph,
     Input,
     Lookup,
     Pointwise,
     Reduce,
     Source,
+    Unflatten,
     Value,
 )
 
@@ -89,6 +91,10 @@ class Interpreter:
         if isinstance(body, Lookup):
             indices = self.join(body.indices, height, width)
             return body.weight.to(self.dtype)[indices.long()].flatten(3)
+        if isinstance(body, Flatten):
+            return self.join(body.inputs, body.height, body.width).reshape(self.n, 1, 1, -1)
+        if isinstance(body, Unflatten):
+            return self.join(body.inputs, 1, 1).reshape(self.n, height, width, -1)
         assert isinstance(body, Conv)
         return self.convolve(body, height, width)
 

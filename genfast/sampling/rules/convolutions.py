@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genfast.sampling.flat import flatten, image_of
 from genfast.sampling.layout import (
     Atom,
     Axis,
@@ -121,6 +122,7 @@ def convolve(
 ) -> Signal:
     """Convolve with weight [out, in / groups, *kernel] along the axes after the second."""
     shape = low.node.shape
+    x = image_of(low, x)
     if (
         len(x.dims) != weight.dim()
         or not is_features(x.dims[1])
@@ -270,14 +272,14 @@ def _each(numbers: Sequence[int], rank: int) -> Sequence[int]:
 def dense(
     low: Lowering, x: Signal, axis: int, weight: Tensor, bias: Tensor | None = None
 ) -> Signal:
-    """Multiply the features along an axis by weight [in, out], at every position alike."""
+    """Multiply the features along an axis by weight [in, out], at every position alike.
+
+    Over an axis of positions it is a layer of the whole image: all positions become features.
+    """
     if not is_features(x.dims[axis]):
-        if any(atom.axis is Axis.FEATURE or len(x.dims[axis]) > 1 for atom in x.dims[axis]):
-            low.refuse(
-                f"a dense layer over {named(x.dims[axis])}, positions included, "
-                "is not supported yet"
-            )
-        low.refuse(f"it mixes {named(x.dims[axis])}")
+        if any(atom.axis is Axis.BATCH for atom in x.dims[axis]):
+            low.refuse(f"it mixes {named(x.dims[axis])}")
+        x = flatten(low, x)
     ids = np.moveaxis(x.ids, axis, -1)
     rest = ids.shape[:-1]
     matrix = weight.detach().to(low.dtype).contiguous()

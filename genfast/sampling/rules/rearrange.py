@@ -139,6 +139,7 @@ def _has_edge(view: Any, x: Signal, axis: Axis, inside: tuple[int, int]) -> bool
 
 def join(low: Lowering, parts: Sequence[Operand], axis: int) -> Signal:
     """Concatenate along an axis of features, rows or columns."""
+    parts = low.level(parts)
     signals = [each for each in parts if isinstance(each, Signal)]
     grids = {only_axis(each.dims[axis]) for each in signals} - {None}
     if not all(is_features(each.dims[axis]) or only_axis(each.dims[axis]) for each in signals):
