@@ -102,7 +102,7 @@ def test_operation(op, dtype):
 def test_special_values(op, dtype):
     values = torch.cat((SPECIAL, torch.tensor([1e4, -1e4, 88.5, -88.5, 104.5, -104.5]))).to(dtype)
     if op.startswith("gelu"):
-        values = values[values != -math.inf]  # PyTorch gives 0 or NaN, depending on the path
+        values = values[values.abs() != math.inf]  # PyTorch's depends on which of its kernels runs
     found, expected = apply(op, [values]), POINTWISE[op](values)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-37, equal_nan=True)
 
