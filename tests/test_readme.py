@@ -16,7 +16,7 @@ def python_blocks() -> list[str]:
 @pytest.mark.slow
 def test_readme_runs() -> None:
     blocks = python_blocks()
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     for block in blocks:
         exec(re.sub(r"epochs=\d+", "epochs=1", block), names)

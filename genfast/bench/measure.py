@@ -1,9 +1,12 @@
 """Seconds and bytes: the clock of `genfast bench`."""
 
+import ctypes
+import gc
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +61,11 @@ def time_together(
     }
 
 
-class _Outputs(TorchDispatchMode):
+class _Outputs(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's has no types
     """Adds up the bytes of all storages that operations make."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(
@@ -88,12 +91,16 @@ def activation_bytes(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     """Sum the bytes of everything that one forward pass computes; views count for nothing."""
     with torch.no_grad(), _Outputs() as outputs:
         model(*args, **kwargs)
-    return outputs.total
+    total: int = outputs.total
+    return total
 
 
 def peak_bytes(call: Callable[[], object]) -> int | None:
     """Return by how much the process grew at most during a call; None where Linux cannot tell."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed before must not be taken for nothing
     try:
         reset.write_text("5")  # the high-water mark starts anew from what is resident now
         before = _kilobytes(status, "VmRSS")

@@ -1,4 +1,4 @@
-"""The command line: `genfast train | sample | evaluate | compare | info`.
+"""The command line: `genfast train | sample | evaluate | compare | bench | info`.
 
 Nothing here imports torch until a command runs, so that help and usage errors come at once.
 """

@@ -6,6 +6,7 @@ import typer
 
 from genfast._version import __version__
 from genfast.cli._help import GroupedCommand
+from genfast.cli.bench import bench
 from genfast.cli.compare import compare
 from genfast.cli.evaluate import evaluate
 from genfast.cli.info import info
@@ -17,9 +18,11 @@ Examples:
   genfast train pixelcnn --data digits
   genfast train vae --data mnist/ --out runs/vae --set latent_dim=8
   genfast train vae --data mnist/ --out runs/vae --resume
+  genfast train wavenet --data words/ --set length=2048
   genfast sample runs/vae -n 64 -o grid.png
   genfast evaluate runs/vae --data mnist/
   genfast compare --data digits --out runs/demo
+  genfast bench sampling
   genfast info
 
 `digits` is real data that comes with scikit-learn; nothing is ever downloaded.
@@ -28,7 +31,7 @@ genfast COMMAND --help explains every option of a command."""
 
 app = typer.Typer(
     name="genfast",
-    help="Train, sample and judge the four classic families of generative models of images.",
+    help="Train, sample and judge the classic families of generative models.",
     epilog=_EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -62,5 +65,5 @@ def _top(
     pass
 
 
-for _command in (train, sample, evaluate, compare, info):
+for _command in (train, sample, evaluate, compare, bench, info):
     app.command(cls=GroupedCommand)(_command)

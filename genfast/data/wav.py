@@ -1,7 +1,7 @@
 """WAV files, decoded with soundfile (libsndfile) after their headers have been looked at here.
 
 libsndfile quietly shortens a file that is cut off. So every declared size is first compared with
-what is there, and only plain PCM and floats are let through to it.
+what is there, and only plain PCM and floats are let through, without the chunks that nobody needs.
 """
 
 import io
@@ -34,11 +34,16 @@ _MAX_CHANNELS = 64
 
 
 class Header(NamedTuple):
-    """What a WAV file declares; one frame is one sample of every channel."""
+    """What a WAV file declares; one frame is one sample of every channel.
+
+    `form` and `content` are where its chunks of format and samples are, `(place, length)`.
+    """
 
     channels: int
     sample_rate: int
     frames: int
+    form: tuple[int, int]
+    content: tuple[int, int]
 
 
 def wav(
@@ -115,7 +120,7 @@ def decode(file: Path, max_bytes: int = MAX_BYTES) -> tuple[npt.NDArray[np.int16
     needed = header.frames * (4 * header.channels + 8 + 2)
     check_size(file, f"a decoded sound of {header.frames} frames", needed, max_bytes)
     try:
-        samples = _read(data)
+        samples = _read(_plain(data, header))
     except Exception as error:
         # libsndfile's own errors, and those of its wrapper, all mean the same here.
         reason = f"{type(error).__name__}: {error}"
@@ -128,6 +133,15 @@ def decode(file: Path, max_bytes: int = MAX_BYTES) -> tuple[npt.NDArray[np.int16
         raise data_error(file, "finite samples", f"{mono[~np.isfinite(mono)][0]}")
     scaled = np.rint(np.clip(mono, -1, 1) * 2**15).clip(-(2**15), 2**15 - 1)
     return scaled.astype(np.int16), header
+
+
+def _plain(data: bytes, header: Header) -> bytes:
+    """Return the file with no chunks but those of format and samples."""
+    chunks = b""
+    for name, (place, length) in ((b"fmt ", header.form), (b"data", header.content)):
+        padding = b"\0" * (length % 2)
+        chunks += struct.pack("<4sI", name, length) + data[place : place + length] + padding
+    return struct.pack("<4sI4s", b"RIFF", 4 + len(chunks), b"WAVE") + chunks
 
 
 def _read(data: bytes) -> npt.NDArray[np.float32]:
@@ -168,7 +182,7 @@ def read_header(file: StrPath, data: bytes) -> Header:
     if length == 0 or length % frame != 0:
         expected = f"at least one whole frame of {frame} bytes"
         raise data_error(file, expected, f"{length} bytes", at=f"byte {place}")
-    return Header(channels, rate, length // frame)
+    return Header(channels, rate, length // frame, chunks[b"fmt "], chunks[b"data"])
 
 
 def _chunks(file: StrPath, data: bytes, end: int) -> dict[bytes, tuple[int, int]]:

@@ -111,8 +111,6 @@ def compare(
     for index, entry in enumerate(entries):
         _say(f"{entry.name}: sampling and judging", progress)
         model = load(entry.run, device=device)
-        if getattr(model, "domain", "images") != "images":
-            raise InputError(f"compare: expected runs of images, got {entry.name}, of sounds")
         where = device_of(model)
         label = _label(model, entry, models)
         models[label] = _examine(model, label, index, entry, test, classifiers, seed, art)

@@ -71,6 +71,8 @@ def find_entries(
             }
             entries.append(Entry(name, out / name, json.loads(encode_json(request))))
         elif (Path(given) / "run.json").is_file():
+            if _is_of_sounds(Path(given)):
+                raise InputError(f"compare: expected runs of images, got {name!r}, a run of sounds")
             entries.append(Entry(Path(given).resolve().name, Path(given), None))
         else:
             known = ", ".join(families)
@@ -157,6 +159,12 @@ def weights_digest(run: Path) -> str:
     manifests = sorted((run / "checkpoints").glob("step-*/manifest.json"))
     content = manifests[-1].read_bytes() if manifests else b""
     return hashlib.sha256(content).hexdigest()
+
+
+def _is_of_sounds(run: Path) -> bool:
+    described = (_read(run / "run.json") or {}).get("model", {})
+    name = described.get("name") if isinstance(described, dict) else None
+    return isinstance(name, str) and name in MODELS and MODELS[name][1].domain == "sounds"
 
 
 def _read(path: Path) -> Any:

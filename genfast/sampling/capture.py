@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.origin import call_user
-from genfast.sampling.tape import CONDITIONAL, SIGNAL, Fixed, Functions, Node, Tape
+from genfast.sampling.recording import CONDITIONAL, SIGNAL, Fixed, Node
+from genfast.sampling.tape import Functions, Tape
 from genfast.sampling.values import Condition
 
 Forward = Callable[..., Tensor]
@@ -82,6 +83,33 @@ class Captured:
             chunk[0] if table.shared else torch.cat(chunk)[:n]
             for table, chunk in zip(tables, chunks, strict=True)
         ]
+
+    def first_mixed(self, tables: Sequence[Condition]) -> Condition | None:
+        """A table in which one image's numbers depend on the conditions of another, if any.
+
+        Found by changing those of the second image: real numbers get noise, all others those of
+        the first image, which are the same if the examples do not differ.
+        """
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(0)
+            changed = {
+                name: each
+                if self.is_shared(name)
+                else torch.stack(
+                    [each[0], each[1] + torch.randn_like(each[1])]
+                    if each.is_floating_point()
+                    else [each[0], each[0]]
+                )
+                for name, each in self.examples.items()
+            }
+        with torch.no_grad():
+            before = self._evaluate(tables, self.examples)
+            after = self._evaluate(tables, changed)
+        for table, a, b in zip(tables, before, after, strict=True):
+            # Kernels may round a row of a batch otherwise when another row changes.
+            if not torch.allclose(a[0], b[0], rtol=1e-2, atol=1e-3, equal_nan=True):
+                return table
+        return None
 
     def _checked(self, name: str, conditions: Mapping[str, Tensor], n: int) -> Tensor:
         example, shared = self.examples[name], self.is_shared(name)

@@ -19,6 +19,7 @@ from genfast.sampling.dependence import (
     gather,
     output_edges,
     scatter,
+    unique,
 )
 from genfast.sampling.leak import Draws, Leak, explain
 from genfast.sampling.values import Graph
@@ -132,7 +133,7 @@ def report_causality(
     in_order = any(bool((r > limit).any()) for r, limit in zip(ready, limits, strict=True))
     if not any(map(np.any, late)):
         return CausalityReport(True, offset, in_order and len(draws) > 1, rows, left, right)
-    leak = explain(graph, found, draws, due, late, colours, offset)
+    leak = explain(graph, scan_time(graph, colours), draws, due, late, colours, offset)
     order = _other_order(graph, colours, draws, predicts)
     return CausalityReport(False, offset, in_order, rows, left, right, leak, order)
 
@@ -198,7 +199,7 @@ def _output_ready(graph: Graph, found: Dependence, draws: Draws) -> list[Map]:
     maps = []
     for _, _, features in draws:
         ready = np.zeros((graph.output_height, graph.output_width), dtype=np.int64)
-        for edge in {id(e): e for f in features for e in edges[f]}.values():
+        for edge in unique(edges, features):
             times = found[edge.origin].ready[edge.klass]
             np.maximum(ready, gather(edge, times, ready, missing=0), out=ready)
         maps.append(ready)

@@ -78,8 +78,6 @@ def compile_model(
 
     x = call.example(examples)
     captured = capture(call.model, x, examples, call.forward)
-    # After capture: a forward that writes its masks into its weights has done so by now.
-    weights = fingerprint(call.model)
     graph = lower(captured)
     colours = call.grid[0]
     draws = distribution.draws(graph.output_sizes, colours)
@@ -103,7 +101,7 @@ def compile_model(
         f"{describe(program)}\nExecutor: {name}",
         captured.dtype,
         captured.device,
-        weights,
+        (),
     )
     compiled.error, compiled.output_sizes = verify(
         first,
@@ -115,6 +113,8 @@ def compile_model(
         offset,
         captured.dtype,
     )
+    # Last: a forward that writes masks into its weights, or keeps what it saw, has done so by now.
+    compiled.weights = fingerprint(call.model)
     compiled.give_back(first)
     return compiled
 

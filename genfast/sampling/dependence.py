@@ -6,7 +6,7 @@ The features of a value fall into classes that are ready alike; per class there 
 Dependence is read from the weights: a tap whose weights are exactly zero is no dependence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,12 +81,13 @@ class Classes:
 Dependence = dict[Value, Classes]
 
 
-def analyse(graph: Graph, time: npt.NDArray[np.int64]) -> Dependence:
+def analyse(graph: Graph, time: npt.NDArray[np.int64], join: bool = True) -> Dependence:
     """Find the classes of every value.
 
     Args:
         graph: the captured model.
         time: [features of the input, height, width]: the number of symbols known once this one is.
+        join: make one class of those that are ready alike everywhere.
     """
     found: Dependence = {}
     for value in graph.values:
@@ -104,7 +105,7 @@ def analyse(graph: Graph, time: npt.NDArray[np.int64]) -> Dependence:
                 edges.append([pool[index] for index in np.flatnonzero(pattern)])
             of[feature] = patterns[pattern]
         ready = [_latest(value, group, found) for group in edges]
-        found[value] = _merge(of, edges, ready)
+        found[value] = _merge(of, edges, ready) if join else Classes(of, edges, ready)
     return found
 
 
@@ -135,6 +136,11 @@ def output_edges(graph: Graph, found: Dependence) -> list[list[Edge]]:
             else:
                 edges.append([])
     return edges
+
+
+def unique(edges: Sequence[Sequence[Edge]], features: Iterable[int]) -> list[Edge]:
+    """Return the edges of some output features, equal ones once."""
+    return list({_identity(edge): edge for feature in features for edge in edges[feature]}.values())
 
 
 def features_of(source: Source) -> npt.NDArray[np.int64]:

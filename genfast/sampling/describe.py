@@ -116,13 +116,14 @@ def _flop(instruction: Instruction) -> int:
 
 def _times(program: Program, when: When) -> int:
     """Return how many positions of its grid an instruction computes."""
-    rows = sum(
-        0 <= i * when.row_scale + when.row_offset < program.height for i in range(when.height)
-    )
-    columns = sum(
-        0 <= j * when.column_scale + when.column_offset < program.width for j in range(when.width)
-    )
-    return rows * columns
+    rows = _inside(when.height, when.row_scale, when.row_offset, program.height)
+    return rows * _inside(when.width, when.column_scale, when.column_offset, program.width)
+
+
+def _inside(count: int, scale: int, offset: int, size: int) -> int:
+    """Return for how many k below count the position k * scale + offset lies in 0 .. size - 1."""
+    first, last = max(0, -(offset // scale)), min(count - 1, (size - 1 - offset) // scale)
+    return max(0, last - first + 1)
 
 
 def _si(number: float) -> str:

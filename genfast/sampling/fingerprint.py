@@ -1,5 +1,7 @@
 """Have a model's weights changed?"""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -9,14 +11,11 @@ Fingerprint = tuple[tuple[str, torch.dtype, torch.device, tuple[int, ...], int],
 def fingerprint(model: nn.Module) -> Fingerprint:
     """What every parameter and buffer is: name, dtype, device, shape and a hash of its bits.
 
-    The hash depends on where each number stands, so exchanging two of them changes it.
+    Tensors that are plain attributes of a module, as some masks are, count too. The hash depends on
+    where each number stands, so exchanging two of them changes it.
     """
     with torch.no_grad():
-        entries = [
-            (name, tensor, _hash(tensor))
-            for tensors in (model.named_parameters(), model.named_buffers())
-            for name, tensor in tensors
-        ]
+        entries = [(name, tensor, _hash(tensor)) for name, tensor in _tensors(model)]
         # Brought to the host together: on a GPU each look waits.
         device = entries[0][2].device if entries else None
         hashes = (
@@ -28,11 +27,21 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     )
 
 
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor) and value.layout == torch.strided:
+                yield f"{name}.{key}", value
+
+
 def _hash(tensor: Tensor) -> Tensor:
     """A sum of the bits, in words of 8 bytes, times odd numbers that differ from word to word."""
     # Modulo 2^64; the factors are multiples of an odd constant without pattern, made odd again.
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    data = torch.nn.functional.pad(data, (0, -data.numel() % 8))
+    if data.numel() % 8:
+        data = torch.nn.functional.pad(data, (0, -data.numel() % 8))
     words = data.view(torch.int64)
     factors = torch.arange(words.numel(), device=words.device) * -7046029254386353131 | 1
     return (words * factors).sum()

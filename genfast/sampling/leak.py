@@ -1,6 +1,6 @@
 """Which layer looks ahead: one path from an output back to a symbol it must not know."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,11 @@ from genfast.sampling.dependence import (
     Dependence,
     Edge,
     Map,
+    analyse,
     gather,
     output_edges,
     scatter,
+    unique,
 )
 from genfast.sampling.values import Conv, Graph, Input, Value
 
@@ -62,7 +64,7 @@ class _Hop:
 
 def explain(
     graph: Graph,
-    found: Dependence,
+    time: npt.NDArray[np.int64],
     draws: Draws,
     due: Sequence[Map],
     late: Sequence[npt.NDArray[np.bool_]],
@@ -72,8 +74,16 @@ def explain(
     """Follow one leak back to the input and name the step of the path that is to blame."""
     draw = next(d for d, marks in enumerate(late) if marks.any())
     row, column = map(int, np.argwhere(late[draw])[0])
+    found = analyse(graph, time)
     path = _path(graph, found, draws[draw][2], (row, column))
-    hop = _culprit(graph, found, draws, due, path, offset)
+    ahead = [_steps_ahead(graph, hop, offset) for hop in path]
+    if max(ahead) > 0:
+        hop = [hop for hop, steps in zip(path, ahead, strict=True) if steps == max(ahead)][-1]
+    else:
+        # A feature that leaks must not be lumped together with those that are rightly as late.
+        found = analyse(graph, time, join=False)
+        path = _path(graph, found, draws[draw][2], (row, column))
+        hop = _culprit(graph, found, draws, due, path)
     klass, (y, x) = path[-1].edge.klass, path[-1].reads
     seen = int(found[graph.input].ready[klass][y, x]) - 1
     pixel, colour = divmod(seen, colours)
@@ -115,84 +125,104 @@ def _reaches(edge: Edge, at: tuple[int, int]) -> bool:
     return bool(rows[at[0]] >= 0 and columns[at[1]] >= 0)
 
 
-def _culprit(
-    graph: Graph,
-    found: Dependence,
-    draws: Draws,
-    due: Sequence[Map],
-    path: list[_Hop],
-    offset: int,
-) -> _Hop:
-    """Choose the hop without which the model would be causal, and which looks furthest ahead.
-
-    Where none looks ahead in the grid (a centre tap where there must be none, a colour that sees
-    a later one), the choice is the hop both of whose ends are in order without it, nearest to the
-    input.
-    """
-    ahead = {hop: _steps_ahead(graph, hop, offset) for hop in path}
-    furthest = max(ahead.values())
-    if furthest > 0:
-        return [hop for hop in path if ahead[hop] == furthest][-1]
-    hops = [hop for hop in path if hop.reader is not None]
-    limits = _limits(graph, found, draws, due)
-    for hop in reversed(hops):
-        if isinstance(hop.reader.body, Conv) and _clean_without(hop, found, limits):  # type: ignore[union-attr]
-            return hop
-    convs = [hop for hop in hops if isinstance(hop.reader.body, Conv)]  # type: ignore[union-attr]
-    return (convs or hops or path)[-1]
-
-
 def _steps_ahead(graph: Graph, hop: _Hop, offset: int) -> int:
     """Return by how many pixels of the scan a hop looks ahead; negative: back."""
-    reader, origin = hop.reader, hop.edge.origin
-    # Output (i, j) belongs to the pixel that it predicts, `offset` columns to the right.
+    reader, origin, whole = hop.reader, hop.edge.origin, graph.input.width
+    # Output (i, j) belongs to the pixel that it predicts, `offset` columns to the right. Where
+    # convolutions without padding have cut columns off, these were the first ones.
     row, column = hop.at if reader is not None else (hop.at[0], hop.at[1] + offset)
-    rows = hop.reads[0] * origin.row_scale - row * (reader.row_scale if reader else 1)
-    columns = hop.reads[1] * origin.column_scale - column * (reader.column_scale if reader else 1)
-    return rows * graph.input.width + columns
+    if reader is not None:
+        row, column = row * reader.row_scale, _natural(reader, column, whole)
+    return (hop.reads[0] * origin.row_scale - row) * whole + (
+        _natural(origin, hop.reads[1], whole) - column
+    )
+
+
+def _natural(value: Value, column: int, width: int) -> int:
+    """Return the input column that belongs to a column of a value."""
+    return column * value.column_scale + max(0, width - value.width * value.column_scale)
+
+
+def _culprit(
+    graph: Graph, found: Dependence, draws: Draws, due: Sequence[Map], path: list[_Hop]
+) -> _Hop:
+    """Choose the hop without which the model would be causal and yet see the most.
+
+    Cutting any hop of a path ends the leak along it, but a hop that is in its right keeps the
+    predictions from what they may know. Of equals: one that a pad or slice has shifted, then the
+    one nearest to the input.
+    """
+    limits = _limits(graph, found, draws, due)
+    # Pointwise operations keep what they are given: a layer with weights, or a shift, is to blame.
+    path = [hop for hop in path if hop.edge.moved or _is_conv(hop)] or path
+    best, best_score = path[-1], (False, -1, False)
+    for hop in path:
+        cut = _violating(hop, found, limits)
+        ready = _output_times(graph, found, draws, cut)
+        heals = all(bool((r <= limit).all()) for r, limit in zip(ready, due, strict=True))
+        score = (heals, int(sum(r.sum() for r in ready)), bool(hop.edge.moved))
+        if score >= best_score:
+            best, best_score = hop, score
+    return best
+
+
+def _is_conv(hop: _Hop) -> bool:
+    return hop.reader is not None and isinstance(hop.reader.body, Conv)
+
+
+def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> set[Edge]:
+    """Return the edges like a hop's, of all classes of its reader, that see what is too late."""
+    if hop.reader is None:
+        return {hop.edge}
+    like = (hop.edge.origin, hop.edge.dy, hop.edge.dx, hop.edge.phase)
+    cut: set[Edge] = set()
+    for klass, edges in enumerate(found[hop.reader].edges):
+        limit = limits[hop.reader, klass]
+        for edge in edges:
+            if (edge.origin, edge.dy, edge.dx, edge.phase) == like:
+                seen = gather(edge, found[edge.origin].ready[edge.klass], limit, missing=0)
+                if (seen > limit).any():
+                    cut.add(edge)
+    return cut
+
+
+def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: set[Edge]) -> list[Map]:
+    """Return when each draw's parameters would be ready if some edges were cut."""
+    ready: dict[tuple[Value, int], Map] = {}
+
+    def latest(edges: Iterable[Edge], shape: tuple[int, int]) -> Map:
+        times = np.zeros(shape, dtype=np.int64)
+        for edge in edges:
+            if edge not in cut:
+                seen = gather(edge, ready[edge.origin, edge.klass], times, missing=0)
+                np.maximum(times, seen, out=times)
+        return times
+
+    for value in graph.values:
+        for klass, edges in enumerate(found[value].edges):
+            is_input = isinstance(value.body, Input)
+            times = found[value].ready[klass]
+            ready[value, klass] = times if is_input else latest(edges, (value.height, value.width))
+    outputs = output_edges(graph, found)
+    shape = (graph.output_height, graph.output_width)
+    return [latest(unique(outputs, features), shape) for _, _, features in draws]
 
 
 def _limits(
     graph: Graph, found: Dependence, draws: Draws, due: Sequence[Map]
-) -> dict[tuple[Value, int, int], Map]:
-    """Return for each (reader, its class, edge number) the limit it sets on what it reads."""
-    edges = output_edges(graph, found)
+) -> dict[tuple[Value, int], Map]:
+    """Return for each class until when its readers need it to be ready."""
+    outputs = output_edges(graph, found)
     limit = {
         (value, klass): np.full((value.height, value.width), NEVER)
         for value, classes in found.items()
         for klass in range(len(classes.edges))
     }
     for (_, _, features), times in zip(draws, due, strict=True):
-        for edge in {id(e): e for f in features for e in edges[f]}.values():
+        for edge in unique(outputs, features):
             scatter(edge, times, limit[edge.origin, edge.klass], np.minimum.at)
-    set_by: dict[tuple[Value, int, int], Map] = {}
     for value in reversed(graph.values):
         for klass, group in enumerate(found[value].edges):
-            for number, edge in enumerate(group):
-                mine = np.full((edge.origin.height, edge.origin.width), NEVER)
-                scatter(edge, limit[value, klass], mine, np.minimum.at)
-                set_by[value, klass, number] = mine
-                np.minimum(limit[edge.origin, edge.klass], mine, out=limit[edge.origin, edge.klass])
-    for key, times in limit.items():
-        set_by[key[0], key[1], -1] = times
-    return set_by
-
-
-def _clean_without(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int, int], Map]) -> bool:
-    """Would both ends of a hop be in order if it were cut?"""
-    reader, origin = hop.reader, hop.edge.origin
-    assert reader is not None
-    ready = np.zeros((reader.height, reader.width), dtype=np.int64)
-    for edge in found[reader].edges[hop.klass]:
-        if edge is not hop.edge:
-            times = found[edge.origin].ready[edge.klass]
-            np.maximum(ready, gather(edge, times, ready, missing=0), out=ready)
-    if (ready > limits[reader, hop.klass, -1]).any():
-        return False
-    allowed = np.full((origin.height, origin.width), NEVER)
-    for (value, klass, number), times in limits.items():
-        if number >= 0:
-            edge = found[value].edges[klass][number]
-            if edge is not hop.edge and (edge.origin, edge.klass) == (origin, hop.edge.klass):
-                np.minimum(allowed, times, out=allowed)
-    return not (found[origin].ready[hop.edge.klass] > allowed).any()
+            for edge in group:
+                scatter(edge, limit[value, klass], limit[edge.origin, edge.klass], np.minimum.at)
+    return limit

@@ -3,16 +3,16 @@
 Every op of the recording is interpreted on descriptions of tensors (`layout.Signal`) by its rule.
 To add a rule for an op, write a function in `rules/` and register it:
 
-    @rule(aten.cosh.default)
-    def cosh(low: Lowering, self: Signal) -> Signal:
-        return low.pointwise("mul", low.pointwise("add", exp, exp_of_negative), 0.5)
+    @rule(aten.square.default)
+    def square(low: Lowering, self: Signal) -> Signal:
+        return low.pointwise("mul", self, self)
 
 It gets the op's arguments under the names of the op's schema, and only those that it names. A
 tensor is a `Signal` if it depends on the model's input, a `torch.Tensor` if it is constant, and a
-`tape.Node` if it depends on the conditions alone. It returns a `Signal`, or a tuple for an op with
-several results (None for one that it does not give), and calls `low.refuse(reason)` for what it
-cannot do. Rules that move numbers change the description; rules that compute call `low.pointwise`,
-`low.reduce` or `low.emit`.
+`recording.Node` if it depends on the conditions alone. It returns a `Signal`, or a tuple for an op
+with several results (None for one that it does not give), and calls `low.refuse(reason)` for what
+it cannot do. Rules that move numbers change the description (`rules/rearrange.py`); rules that
+compute call `low.pointwise`, `low.reduce` or `low.emit`. A new file is listed in `_RULE_MODULES`.
 """
 
 import inspect
@@ -47,7 +47,16 @@ from genfast.sampling.layout import (
     same,
 )
 from genfast.sampling.pointwise import POINTWISE
-from genfast.sampling.tape import RANDOM, SIGNAL, Call, Fixed, Node
+from genfast.sampling.recording import (
+    RANDOM,
+    SIGNAL,
+    Call,
+    Fixed,
+    Node,
+    bind,
+    first_random,
+    signals_before,
+)
 from genfast.sampling.values import (
     Condition,
     Constant,
@@ -67,6 +76,14 @@ aten = torch.ops.aten
 Number = float | int | bool
 Operand = Signal | Tensor | Node | Number
 Rule = TypeVar("Rule", bound=Callable[..., Any])
+_RULE_MODULES = (
+    "arithmetic",
+    "movement",
+    "joining",
+    "convolutions",
+    "features",
+    "resampling",
+)
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}  # right operands that do nothing
 RULES: dict[OpOverload | OpOverloadPacket, Callable[..., Any]] = {}
 
@@ -94,7 +111,7 @@ def lower(captured: Captured) -> Graph:
         UnsupportedModelError: an op has no rule, or does what no grid can hold; the message names
             the op, the module, the source line and the reason.
     """
-    for module in ("arithmetic", "movement", "convolutions", "features", "resampling"):
+    for module in _RULE_MODULES:
         import_module(f"genfast.sampling.rules.{module}")
     return Lowering(captured).graph()
 
@@ -121,7 +138,7 @@ class Lowering:
         origin = start.features.views[0].origin
         assert isinstance(origin, Value)
         self._results[self.captured.input] = start
-        for node in _order(self.captured.output):
+        for node in signals_before(self.captured.output):
             if node.call is not None and node.call not in self._results:
                 self.node = node
                 self._results[node.call] = self._apply(node.call)
@@ -131,6 +148,11 @@ class Lowering:
         sizes = self._output_sizes(output)
         outputs = output.features.sources()
         values, conditions = _needed(self._values, self._conditions, outputs, origin)
+        mixed = self.captured.first_mixed(conditions)
+        if mixed is not None:
+            raise UnsupportedModelError(
+                f"{mixed.where}: what it computes for an image depends on the conditions of others"
+            )
         return Graph(origin, values, outputs, sizes, output.height, output.width, conditions)
 
     def refuse(self, reason: str) -> NoReturn:
@@ -280,7 +302,7 @@ class Lowering:
     def condition(self, node: Node, dims: Dims, like: Signal) -> Signal:
         """A tensor that depends on the conditions alone and broadcasts to these axes."""
         if node.kind == RANDOM:
-            self.refuse(f"it uses random numbers, drawn by {_first_random(node).where}")
+            self.refuse(f"it uses random numbers, drawn by {first_random(node).where}")
         spread, own = self._spread(list(node.shape), dims)
         images, height, width, features = spread.shape
         key = (node, *spread.atoms, None, *spread.order)
@@ -357,7 +379,7 @@ class Lowering:
             return leaf.tensor
         if not isinstance(leaf, Node) or leaf.kind != SIGNAL:
             if isinstance(leaf, Node) and leaf.kind == RANDOM:
-                self.refuse(f"it uses random numbers, drawn by {_first_random(leaf).where}")
+                self.refuse(f"it uses random numbers, drawn by {first_random(leaf).where}")
             return leaf
         result = self._results[leaf if leaf.call is None else leaf.call]
         result = result if leaf.output is None else result[leaf.output]
@@ -367,7 +389,7 @@ class Lowering:
 
     def _apply(self, call: Call) -> Any:
         found = RULES.get(call.op) or RULES.get(call.op.overloadpacket)
-        arguments = tree_map(self.resolve, _bind(call))
+        arguments = tree_map(self.resolve, bind(call))
         if found is None:
             self.refuse(_REASONS.get(call.op.overloadpacket, "there is no rule for this op"))
         parameters = inspect.signature(found).parameters
@@ -453,43 +475,6 @@ def _shape(operand: Operand) -> tuple[int, ...]:
 
 def _view_of(value: Value) -> View:
     return View(value, bottom=value.height, right=value.width)
-
-
-def _bind(call: Call) -> dict[str, Any]:
-    """The arguments of a call by the names of its op's schema, defaults included."""
-    bound = {}
-    for place, argument in enumerate(call.op._schema.arguments):
-        if place < len(call.args):
-            bound[argument.name] = call.args[place]
-        else:
-            bound[argument.name] = call.kwargs.get(argument.name, argument.default_value)
-    return bound
-
-
-def _order(output: Node) -> list[Node]:
-    """The signals that `output` is computed from and itself, each after what it needs."""
-    order: list[Node] = []
-    done: set[Node] = set()
-    stack = [(output, False)]
-    while stack:
-        node, ready = stack.pop()
-        if ready:
-            order.append(node)
-        elif node not in done and node.kind == SIGNAL:
-            done.add(node)
-            stack.append((node, True))
-            if node.call is not None:
-                stack += [(each, False) for each in reversed(node.call.nodes())]
-    return order
-
-
-def _first_random(node: Node) -> Node:
-    while node.call is not None:
-        before = [each for each in node.call.nodes() if each.kind == RANDOM]
-        if not before:
-            break
-        node = before[0]
-    return node
 
 
 def _needed(

@@ -1,7 +1,8 @@
 """Any causal model, sampled exactly for about the price of one forward pass."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,7 +104,8 @@ class Sampler:
         self._call, self._predicts, self._executor = call, predicts, executor
         self._fallback, self._warned = fallback, False
         self._examples = traced_conditions(conditioning)
-        self._compiled = self._compile()
+        with ordinary_tensors():
+            self._compiled = self._compile()
 
     def sample(
         self,
@@ -149,23 +151,23 @@ class Sampler:
             NumericsError: the model's parameters are NaN.
         """
         n, options = require_count(n), Options(temperature, top_k, top_p)
-        compiled = self._current()
         start, keep = self._known(n, known, known_mask)
-        given = conditions_of(conditioning, n, compiled.device, self._examples)
-        noise = self._noise(n, first, seed, generator, compiled)
-        executor = compiled.take()
-        run = executor.begin(n, compiled.tables(given, n))
-        rows, columns = self._call.grid[1:]
-        bar = tqdm(total=rows * columns, unit="pixel", disable=not progress)
-        with bar, torch.no_grad():
-            is_simple = top_k is None and top_p is None and hasattr(run, "sample_categorical")
-            if is_simple and isinstance(self.distribution, Categorical):
-                events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
-            else:
-                state = self._state(run, compiled, noise, options)
-                state.count_log_prob = return_log_prob
-                self._sample_generic(state, start, keep, bar)
-                events, log_prob = state.symbols, state.log_prob
+        with ordinary_tensors():
+            compiled = self._current()
+            given = conditions_of(conditioning, n, compiled.device, self._examples)
+            noise = self._noise(n, first, seed, generator, compiled)
+            executor = compiled.take()
+            run = executor.begin(n, compiled.tables(given, n))
+            rows, columns = self._call.grid[1:]
+            with tqdm(total=rows * columns, unit="pixel", disable=not progress) as bar:
+                is_simple = top_k is None and top_p is None and hasattr(run, "sample_categorical")
+                if is_simple and isinstance(self.distribution, Categorical):
+                    events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
+                else:
+                    state = self._state(run, compiled, noise, options)
+                    state.count_log_prob = return_log_prob
+                    self._sample_generic(state, start, keep, bar)
+                    events, log_prob = state.symbols, state.log_prob
         # Not after an exception: then the executor may be in the middle of something.
         compiled.give_back(executor)
         events = events.view(n, *self.event_shape)
@@ -188,12 +190,13 @@ class Sampler:
         Arguments and errors as in `sample`.
         """
         n, options = require_count(n), Options(temperature, top_k, top_p)
-        compiled = self._current()
-        given = conditions_of(conditioning, n, compiled.device, self._examples)
-        noise = self._noise(n, first, seed, generator, compiled)
-        executor = compiled.take()
-        run = executor.begin(n, compiled.tables(given, n))
-        return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
+        with ordinary_tensors():
+            compiled = self._current()
+            given = conditions_of(conditioning, n, compiled.device, self._examples)
+            noise = self._noise(n, first, seed, generator, compiled)
+            executor = compiled.take()
+            run = executor.begin(n, compiled.tables(given, n))
+            return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
 
     def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
         """The model's output for events x, computed incrementally, symbol by symbol.
@@ -374,15 +377,22 @@ class Sampler:
             rule = f"x [N, {', '.join(map(str, shape))}]"
             raise InputError(f"sampler: expected {rule}, got x={list(x.shape)}")
         self.distribution.check("sampler: x", x)
-        compiled = self._current()
-        given = conditions_of(conditioning, len(x), compiled.device, self._examples)
-        executor = compiled.take()
-        planes = self._call.planes(x.reshape(len(x), *self._call.grid).to(compiled.device))
-        with torch.no_grad():
+        with ordinary_tensors():
+            compiled = self._current()
+            given = conditions_of(conditioning, len(x), compiled.device, self._examples)
+            executor = compiled.take()
+            planes = self._call.planes(x.reshape(len(x), *self._call.grid).to(compiled.device))
             run = executor.begin(len(x), compiled.tables(given, len(x)))
             forced = run.forced(planes)
         compiled.give_back(executor)
         return compiled, forced
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """No gradients, and no tensors that could not be written to later, as inference mode makes."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def example_input(

@@ -60,7 +60,8 @@ class SamplerState:
         self._here()
         if not self._seen:
             # Asked for where there are none too: executors compute up to the draw when they are.
-            found = self._run.parameters()
+            with torch.no_grad():
+                found = self._run.parameters()
             self._parameters = found if self._run.has_parameters else None
             self._seen = True
         return self._parameters
@@ -88,7 +89,8 @@ class SamplerState:
                 )
             self._distribution.check("step", value)
             value = value.reshape(n, count).to(self.symbols.device, self.symbols.dtype)
-        return self.advance(value, None)
+        with torch.no_grad():
+            return self.advance(value, None)
 
     def advance(self, value: Tensor | None, keep: Tensor | None) -> Tensor:
         """Step with checked values; `keep` [n, count] says which of them stand, all if None."""

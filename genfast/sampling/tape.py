@@ -19,12 +19,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from genfast.errors import UnsupportedModelError
 from genfast.sampling.origin import is_assertion, name_modules, user_line
+from genfast.sampling.recording import (
+    KINDS,
+    RANDOM,
+    SIGNAL,
+    Call,
+    Fixed,
+    Node,
+    Reference,
+)
 
 aten = torch.ops.aten
-
-# Kinds of results. What mixes several is of the last of them in this order.
-CONDITIONAL, SIGNAL, RANDOM = "conditional", "signal", "random"
-_KINDS = (CONDITIONAL, SIGNAL, RANDOM)
 
 _UNINITIALISED = (aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default)
 _VALUE_FREE = {  # of their tensor arguments they take the shape, dtype and device alone
@@ -59,61 +64,6 @@ _RESHAPING = {
     aten.alias.default,
     aten.lift_fresh.default,
 }
-
-
-@dataclass(eq=False)
-class Fixed:
-    """A tensor that depends on nothing recorded: a weight, a mask, a table of positions."""
-
-    tensor: Tensor
-
-
-@dataclass(eq=False)
-class Call:
-    """One pure op. Tensors among the arguments are `Node` or `Fixed`."""
-
-    op: OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    where: str
-
-    def nodes(self) -> list["Node"]:
-        """The nodes among the arguments."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Node)]
-
-    def run(self, value: Callable[["Node"], Tensor]) -> Any:
-        """Compute it again, with `value(node)` for every node among the arguments."""
-
-        def real(leaf: Any) -> Any:
-            if isinstance(leaf, Fixed):
-                return leaf.tensor
-            return value(leaf) if isinstance(leaf, Node) else leaf
-
-        args, kwargs = tree_map(real, (self.args, self.kwargs))
-        return self.op(*args, **kwargs)
-
-
-@dataclass(eq=False)
-class Node:
-    """A tensor of the recording: result number `output` of `call` (None: its only one), or input.
-
-    `shape` and `dtype` are those of the recorded run. `name` is that of an input.
-    """
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    kind: str
-    call: Call | None = None
-    output: int | None = None
-    name: str = ""
-
-    @property
-    def where(self) -> str:
-        """The user's operation: op, module path and source line."""
-        return self.call.where if self.call else f"the input {self.name}"
-
-
-Reference = Node | Fixed
 
 
 @dataclass(eq=False)
@@ -188,7 +138,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         recorded = any(self.is_recorded(tensor) for tensor in tensors)
         if recorded and func not in _VALUE_FREE:
             kinds = [each.kind for each in map(self.reference, tensors) if isinstance(each, Node)]
-            return self._record(func, args, kwargs, tensors, max(kinds, key=_KINDS.index))
+            return self._record(func, args, kwargs, tensors, max(kinds, key=KINDS.index))
         for tensor in _written(func, args, kwargs):
             self._keep_old_numbers(tensor)
         out = func(*args, **kwargs)

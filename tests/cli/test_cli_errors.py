@@ -14,7 +14,8 @@ from genfast.errors import InputError
 CASES = {
     "unknown model": (
         "train dcgan --data digits",
-        "train: expected MODEL to be one of pixelcnn, autoencoder, vae, gan, got 'dcgan'",
+        "train: expected MODEL to be one of pixelcnn, gated_pixelcnn, pixelcnn_plus_plus, wavenet, "
+        "autoencoder, vae, gan, got 'dcgan'",
     ),
     "no model": ("train", "Missing argument 'MODEL' (see genfast train --help)"),
     "no data": ("train vae", "Missing option '--data' (see genfast train --help)"),
@@ -39,6 +40,20 @@ CASES = {
     "no run": ("sample {missing}", "expected the folder of a run"),
     "empty run": ("sample {empty} -o {new}.png", "expected step-* folders"),
     "no temperature": ("sample {vae} --temperature 1", "a model with a temperature, got VAE"),
+    "no length": ("sample {vae} --length 9", "a model with a length, got VAE"),
+    "no classes": ("sample {vae} --label 1", "a model with classes for --label, got 1"),
+    "sounds for images": ("train vae --data {sounds}", "expected images, found WAV files"),
+    "images for sounds": ("train wavenet --data {data}", "few.npz: expected a WAV file"),
+    "digits for sounds": ("train wavenet --data digits", "a folder of WAV files"),
+    "size of sounds": ("train wavenet --data {sounds} --size 8", "no --size and no --channels"),
+    "sounds as npz": ("sample {wavenet} --npz {new}.npz", "no --npz with sounds"),
+    "no such length": ("sample {wavenet} --length 0", "length >= 1, got length=0"),
+    "evaluate sounds": ("evaluate {wavenet}", "a model of images, got WaveNet, a model of sounds"),
+    "compare sounds": ("compare wavenet --data {data} --out {new}", "expected a family"),
+    "compare a run of sounds": (
+        "compare {wavenet} --data {data} --out {new}",
+        "expected runs of images",
+    ),
     "bad count": ("sample {vae} -n 0", "--count of at least 1, got 0"),
     "bad seed": ("sample {vae} --seed -1", "--seed in [0, 2**63), got -1"),
     "no picture": ("sample {vae} -o grid.jpg", "a name in .png, got 'grid.jpg'"),
@@ -53,14 +68,15 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def places(data, trained, tmp_path_factory):
+def places(data, sounds, trained, tmp_path_factory):
     import numpy as np
 
     folder = tmp_path_factory.mktemp("places")
     (folder / "empty").mkdir()
     np.savez(folder / "wide.npz", images=np.zeros((40, 8, 9), np.uint8), levels=17)
     named = {name: folder / name for name in ("empty", "missing", "new")}
-    return {"data": data, "vae": trained("vae"), "wide": folder / "wide.npz", **named}
+    runs = {name: trained(name) for name in ("vae", "wavenet")}
+    return {"data": data, "sounds": sounds, "wide": folder / "wide.npz", **runs, **named}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,7 +11,7 @@ from genfast.models import MODELS
 from genfast.training import TrainingConfig
 
 COMMAND = typer.main.get_command(app)
-COMMANDS = ["train", "sample", "evaluate", "compare", "info"]
+COMMANDS = ["train", "sample", "evaluate", "compare", "bench", "info"]
 PARAMETERS = [
     pytest.param(command, parameter, id=f"{command}-{parameter.name}")
     for command in COMMANDS
@@ -93,10 +93,11 @@ def test_examples_are_good_usage(example):
 def test_list_settings_explains_every_setting_of_every_model(genfast):
     result = genfast("train", "--list-settings")
     assert (result.code, result.err) == (0, "")
-    for name, (config_class, _) in MODELS.items():
+    for name, (config_class, model_class) in MODELS.items():
         section = result.out.partition(f"{name}: ")[2].partition("\n\n")[0]
         listed = dict(re.findall(r"^  (\w+)=\S+  (\S.*)$", section, flags=re.MULTILINE))
-        expected = {field.name for field in fields(config_class)} - {"image_shape", "levels"}
+        of_data = {"image_shape", "levels"} if model_class.domain == "images" else {"sample_rate"}
+        expected = {field.name for field in fields(config_class)} - of_data
         assert set(listed) == expected
 
 

@@ -14,10 +14,14 @@ from tests.evaluation.stand_ins import Studio
 
 SMALL = {
     "pixelcnn": {"model": {"channels": 4, "blocks": 1, "head_channels": 4}},
+    "gated_pixelcnn": {"model": {"channels": 4, "layers": 1, "head_channels": 4}},
+    "pixelcnn_plus_plus": {"model": {"filters": 3, "resnets": 1, "mixtures": 2}},
     "autoencoder": {"model": {"latent_dim": 3, "hidden": (16,)}},
     "vae": {"model": {"latent_dim": 3, "hidden": (16,)}},
     "gan": {"model": {"latent_dim": 4, "channels": 4}},
 }
+
+FAMILIES = [name for name, (_, model) in MODELS.items() if model.domain == "images"]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,8 @@ def test_compares_finished_runs_by_their_folders(run, studio, tmp_path):
     ("names", "message"),
     [
         ((), "at least one family or run, got none"),
-        (("pixelrnn",), r"family \(pixelcnn, autoencoder, vae, gan\) or a run, got 'pixelrnn'"),
+        (("pixelrnn",), r"family \(pixelcnn, gated_pixelcnn, .*gan\) or a run, got 'pixelrnn'"),
+        (("wavenet",), r"family \(pixelcnn, gated_pixelcnn, .*gan\) or a run, got 'wavenet'"),
         (("gan", "vae", "gan"), "each run once, got 'gan' twice"),
     ],
 )
@@ -188,26 +193,27 @@ def test_a_failed_evaluation_leaves_the_old_report(run, studio, tmp_path, monkey
 
 def test_real_families_from_training_to_report(tmp_path, data):
     quick = {"epochs": 2, "batch_size": 40, "log_every": 1, "sample_every": 0}
-    settings = {name: {**fields, "training": quick} for name, fields in SMALL.items()}
+    settings = {name: {**SMALL[name], "training": quick} for name in FAMILIES}
     options = {
         "settings": settings,
         "progress": False,
         "device": "cpu",
         "classifiers": ["logistic"],
     }
-    results = compare(list(MODELS), data, tmp_path, **options)
-    assert list(results["models"]) == ["PixelCNN", "Autoencoder", "VAE", "GAN"]
+    results = compare(FAMILIES, data, tmp_path, **options)
+    expected = ["PixelCNN", "GatedPixelCNN", "PixelCNNPlusPlus", "Autoencoder", "VAE", "GAN"]
+    assert list(results["models"]) == expected
     for model in results["models"].values():
         assert model["training"]["steps"] == 6
         assert model["training"]["settings"]["batch_size"] == 40
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.errors == []
-    # Test images, 4 samples, 2 reconstructions, 3 interpolations, 4 loss curves.
-    assert len(page.all("img")) == 14
-    assert compare(list(MODELS), data, tmp_path, **options) == results
+    # Test images, 6 samples, 2 reconstructions, 3 interpolations, 6 loss curves.
+    assert len(page.all("img")) == 18
+    assert compare(FAMILIES, data, tmp_path, **options) == results
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", DEMO)
 def test_demo_settings_are_valid(name):
     create(name, image_shape=(1, 8, 8), levels=17, **DEMO[name]["model"])
     TrainingConfig.of(DEMO[name]["training"])

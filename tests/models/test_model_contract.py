@@ -1,6 +1,8 @@
 """What holds for every model: names, settings, checks, sampling, state."""
 
+import copy
 import json
+import pickle
 from dataclasses import FrozenInstanceError, asdict
 
 import pytest
@@ -11,10 +13,20 @@ from genfast.models import MODELS, GenerativeModel, create
 
 SMALL = {
     "pixelcnn": {"channels": 6, "blocks": 1, "kernel_size": 3, "head_channels": 6},
+    "gated_pixelcnn": {"channels": 6, "layers": 2, "kernel_size": 3, "head_channels": 6},
+    "pixelcnn_plus_plus": {"filters": 4, "resnets": 1, "mixtures": 2, "dropout": 0.0},
+    "wavenet": {"residual_channels": 4, "gate_channels": 4, "skip_channels": 4, "layers": 3},
     "autoencoder": {"channels": 4, "latent_dim": 3},
     "vae": {"channels": 4, "latent_dim": 3},
     "gan": {"channels": 4, "latent_dim": 3},
 }
+AUTOREGRESSIVE = ("pixelcnn", "gated_pixelcnn", "pixelcnn_plus_plus", "wavenet")
+# Shapes that each model takes; the first is the one most tests use.
+SHAPES = {
+    "pixelcnn_plus_plus": [(1, 4, 8), (3, 8, 4), (1, 4, 4)],
+    "wavenet": [(1, 30), (1, 1), (1, 17)],
+}
+IMAGES = [(1, 5, 6), (3, 4, 7), (2, 5, 3)]
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -22,31 +34,42 @@ def name(request):
     return request.param
 
 
-def small(name, **fields):
-    return create(name, **{"image_shape": (1, 5, 6), **SMALL[name], **fields})
+def shapes(name):
+    return SHAPES.get(name, IMAGES)
+
+
+def small(name, shape=None, **fields):
+    shape = shape or shapes(name)[0]
+    sized = {"length": shape[1]} if name == "wavenet" else {"image_shape": shape}
+    return create(name, **{"levels": 17, **sized, **SMALL[name], **fields})
+
+
+def events(name, levels, n=4, shape=None):
+    x = torch.randint(0, levels, (n, *(shape or shapes(name)[0])))
+    return x.to(torch.uint8 if levels <= 256 else torch.int32)
 
 
 def first_part(model):
     return model.parts(0)[0]
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 7), (2, 5, 3)])
+@pytest.mark.parametrize(
+    ("name", "shape"), [(name, shape) for name in sorted(MODELS) for shape in shapes(name)]
+)
 @pytest.mark.parametrize("levels", [2, 17, 256, 300])
-def test_takes_and_gives_integer_images_of_any_shape_and_depth(name, shape, levels):
-    model = small(name, image_shape=shape, levels=levels)
-    dtype = torch.uint8 if levels <= 256 else torch.int32
-    x = torch.randint(0, levels, (3, *shape)).to(dtype)
+def test_takes_and_gives_integers_of_any_shape_and_depth(name, shape, levels):
+    model = small(name, shape, levels=levels)
+    assert model.event_shape == shape
+    x = events(name, levels, 3, shape)
     losses = model.loss(x, first_part(model))
     assert all(value.shape == () for value in losses.values())
     losses["loss"].backward()
-    if name == "pixelcnn" and levels > 17:
-        return
     drawn = model.sample(2)
     assert drawn.shape == (2, *shape)
-    assert drawn.dtype == dtype
+    assert drawn.dtype == x.dtype
     assert 0 <= drawn.min().item() <= drawn.max().item() < levels
     if name in ("autoencoder", "vae"):
-        assert model.reconstruct(x).dtype == dtype
+        assert model.reconstruct(x).dtype == x.dtype
         assert model.interpolate(x, x, steps=2).shape == (3, 2, *shape)
 
 
@@ -82,7 +105,7 @@ def test_sampling_restores_modes_and_changes_no_state(name):
 
 def test_state_dict_carries_everything_to_a_fresh_model(name):
     model, other = small(name, levels=5), small(name, levels=5)
-    model.loss(torch.randint(0, 5, (4, 1, 5, 6), dtype=torch.uint8), first_part(model))
+    model.loss(events(name, 5), first_part(model))
     other.load_state_dict(model.state_dict())
 
     def draw(each):
@@ -93,35 +116,36 @@ def test_state_dict_carries_everything_to_a_fresh_model(name):
 
 def test_settings_survive_json_and_are_frozen(name):
     config_class, model_class = MODELS[name]
-    config = config_class(image_shape=(3, 16, 12), levels=256)
+    shape = {"length": 99} if name == "wavenet" else {"image_shape": (3, 16, 12)}
+    config = config_class(**shape, levels=256)
     again = config_class(**json.loads(json.dumps(asdict(config))))
     assert again == config
-    assert isinstance(again.image_shape, tuple)
+    assert name == "wavenet" or isinstance(again.image_shape, tuple)
     assert isinstance(model_class(again), GenerativeModel)
     with pytest.raises(FrozenInstanceError):
         config.levels = 3
 
 
 @pytest.mark.parametrize(
-    ("x", "message"),
+    ("change", "message"),
     [
-        (torch.zeros(2, 1, 5, 5, dtype=torch.uint8), r"images \[N, 1, 5, 6\], got shape"),
-        (torch.zeros(1, 5, 6, dtype=torch.uint8), r"images \[N, 1, 5, 6\], got shape"),
-        (torch.zeros(2, 1, 5, 6), "integer levels, got dtype=torch.float32"),
-        (torch.full((2, 1, 5, 6), 17), r"levels in 0 \.\. 16"),
-        (torch.full((2, 1, 5, 6), -1), r"levels in 0 \.\. 16"),
+        (lambda x: x[..., :-1, :-1], r"(images|sounds) \[N, .*\], got shape"),
+        (lambda x: x[0], r"(images|sounds) \[N, .*\], got shape"),
+        (lambda x: x.float(), "integer levels, got dtype=torch.float32"),
+        (lambda x: x * 0 + 17, r"levels in 0 \.\. 16"),
+        (lambda x: x.int() * 0 - 1, r"levels in 0 \.\. 16"),
     ],
 )
-def test_refuses_what_is_not_a_batch_of_its_images(name, x, message):
+def test_refuses_what_is_not_a_batch_of_its_own(name, change, message):
     model = small(name)
     with pytest.raises(InputError, match=message):
-        model.loss(x, first_part(model))
+        model.loss(change(events(name, 17, 2)), first_part(model))
 
 
 def test_refuses_unknown_parts(name):
     model = small(name)
     with pytest.raises(InputError, match="part in"):
-        model.loss(torch.zeros(2, 1, 5, 6, dtype=torch.uint8), "critic")
+        model.loss(events(name, 17), "critic")
     with pytest.raises(InputError, match="part in"):
         model.parameters_of("critic")
 
@@ -170,7 +194,8 @@ def test_refuses_bad_settings(name, fields, message):
 
 
 def test_create_lists_the_valid_names():
-    with pytest.raises(InputError, match=r"pixelcnn, autoencoder, vae, gan.*got name='pixelrnn'"):
+    known = "pixelcnn, gated_pixelcnn, pixelcnn_plus_plus, wavenet, autoencoder, vae, gan"
+    with pytest.raises(InputError, match=f"{known}.*got name='pixelrnn'"):
         create("pixelrnn")
     with pytest.raises(InputError, match=r"image_shape, levels, latent_dim.* unknown='depth'"):
         create("gan", depth=3)
@@ -178,8 +203,7 @@ def test_create_lists_the_valid_names():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_takes_the_dtype_of_its_weights(name, dtype):
-    model = small(name, levels=5).to(dtype)
-    x = torch.randint(0, 5, (4, 1, 5, 6), dtype=torch.uint8)
+    model, x = small(name, levels=5).to(dtype), events(name, 5)
     for part in model.parts(0):
         loss = model.loss(x, part)["loss"]
         loss.backward()
@@ -189,7 +213,7 @@ def test_takes_the_dtype_of_its_weights(name, dtype):
 
 def test_loss_under_autocast_is_close_and_kept_in_float32(name):
     model = small(name, levels=256)
-    x = torch.randint(0, 256, (8, 1, 5, 6), dtype=torch.uint8)
+    x = events(name, 256, 8)
     part = first_part(model)
     torch.manual_seed(1)
     exact = model.loss(x, part)["loss"]
@@ -209,11 +233,56 @@ def test_a_pixelcnn_may_have_no_residual_blocks():
 
 
 def test_losses_compile_to_one_graph(name):
-    model = small(name, levels=5)
-    x = torch.randint(0, 5, (4, 1, 5, 6), dtype=torch.uint8)
+    model, x = small(name, levels=5), events(name, 5)
     part = first_part(model)
     seen = torch.compile(lambda x: model.loss(x, part)["loss"], backend="eager", fullgraph=True)
     torch.manual_seed(1)
     compiled = seen(x)
     torch.manual_seed(1)
     torch.testing.assert_close(compiled, model.loss(x, part)["loss"])
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_compiled_and_naive_samples_are_the_same(name):
+    model = small(name, levels=5).double()
+    for temperature in (1.0, 0.7):
+        options = {"seed": 3, "temperature": temperature, "return_log_prob": True}
+        compiled, log_prob = model.sample(5, **options)
+        naive, expected = model.sample(5, **options, method="naive")
+        assert torch.equal(compiled, naive)
+        torch.testing.assert_close(log_prob, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval().log_prob(compiled), log_prob)
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_the_kept_sampler_is_used_again_and_notices_other_weights(name):
+    model = small(name, levels=5).double()
+    model.sample(2, seed=1)
+    kept = model.kept_sampler[1]
+    before = model.sample(9, seed=1)
+    assert model.kept_sampler[1] is kept
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    after = model.sample(9, seed=1)
+    assert torch.equal(after, model.sample(9, seed=1, method="naive"))
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_the_kept_sampler_is_part_of_no_copy(name):
+    model = small(name, levels=5)
+    keys = set(model.state_dict())
+    drawn = model.sample(3, seed=1)
+    assert set(model.state_dict()) == keys
+    assert "kept_sampler" not in model.__getstate__()
+    again = copy.deepcopy(model)
+    assert again.kept_sampler == (None, None)
+    assert torch.equal(again.sample(3, seed=1), drawn)
+    if name != "pixelcnn_plus_plus":  # torch's weight norm is made of classes that do not pickle
+        content = pickle.dumps(model)
+        assert len(content) < 2 * len(pickle.dumps(model.state_dict())) + 100_000
+        loaded = pickle.loads(content)
+        assert loaded.kept_sampler == (None, None)
+        assert torch.equal(loaded.sample(3, seed=1), drawn)

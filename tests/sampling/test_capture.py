@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.capture import Evaluator, capture, pick_tensor
 from genfast.sampling.lower import lower
-from genfast.sampling.tape import Fixed, Node
+from genfast.sampling.recording import Fixed, Node
 from tests.sampling.graphs import compiled, run
 
 

@@ -206,3 +206,11 @@ def test_random_condition() -> None:
 def test_input_of_another_rank() -> None:
     with pytest.raises(UnsupportedModelError, match=r"expected an input \[N, C, H, W\]"):
         compiled(nn.Tanh(), torch.rand(2, 1, 3, 4, 5))
+
+
+def test_conditions_of_other_images() -> None:
+    def centred(model: nn.Module, x: Tensor, style: Tensor) -> Tensor:
+        return x + (style - style.mean(0))[:, :, None, None]
+
+    with pytest.raises(UnsupportedModelError, match=r"depends on the conditions of others"):
+        compiled(Apply(centred), torch.rand(2, 4, 3, 5), style=torch.ones(2, 4))

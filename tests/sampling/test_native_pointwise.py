@@ -84,7 +84,9 @@ def test_operation(op, dtype):
             values.append(drawn.clamp(low if op in DOMAIN else -99, high).to(dtype))
         found = apply(op, values)
         if op in EXACT:
-            torch.testing.assert_close(found, POINTWISE[op](*values), rtol=0, atol=0, equal_nan=True)
+            torch.testing.assert_close(
+                found, POINTWISE[op](*values), rtol=0, atol=0, equal_nan=True
+            )
         else:
             exact = POINTWISE[op](*(each.double() for each in values))
             eager = (POINTWISE[op](*values).double() - exact).abs()

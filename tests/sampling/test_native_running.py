@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-import genfast._C as extension
+from genfast import _C as extension
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Gemm, Read
@@ -113,11 +113,15 @@ def test_an_interrupt_between_rows_leaves_the_executor_usable(executor):
     log_probs = torch.zeros(4, dtype=torch.float64)
     run = executor.begin(4)
     noise = torch.rand(symbols.shape, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(KeyboardInterrupt):
+
+    def rows():
         for row in range(program.height):
             if row == 3:
                 signal.raise_signal(signal.SIGINT)
             run.sample_categorical(noise, VALUES, symbols, log_probs)
+
+    with pytest.raises(KeyboardInterrupt):
+        rows()
     assert run.position == (0, 3, 0)
     assert torch.equal(sample(executor), expected)
     while not run.done:
@@ -198,8 +202,8 @@ def test_reads_far_outside_see_nothing(executor):
     far = [
         replace(first.taps[0], read=replace(first.taps[0].read, **change))
         for change in (
-            dict(dy=10**9), dict(dx=-(10**9)), dict(dy=-5, top=-(10**12)),
-            dict(dx=3, right=10**12), dict(dy=4, bottom=1 << 60),
+            {"dy": 10**9}, {"dx": -(10**9)}, {"dy": -5, "top": -(10**12)},
+            {"dx": 3, "right": 10**12}, {"dy": 4, "bottom": 1 << 60},
         )
     ]  # fmt: skip
     run = NativeExecutor(broken(program, taps=tuple(far), bias=first.bias)).begin(2)

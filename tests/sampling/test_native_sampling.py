@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import genfast._C as extension
+from genfast import _C as extension
 from genfast.errors import NumericsError
 from genfast.ops import philox_uniform
 from genfast.sampling.distributions.categorical import invert_cdf
@@ -92,7 +92,7 @@ def test_known_symbols_are_kept_and_not_counted(case):
     known = torch.randint(0, K, size, generator=generator)
     mask = torch.rand(size, generator=generator) < 0.5
     known[~mask] = -7
-    options = dict(known=known, known_mask=mask)
+    options = {"known": known, "known_mask": mask}
     found = drawn(executor, 4, K, values, **options)
     expected = stepped(executor, 4, values, **options)
     assert torch.equal(found[0], expected[0])
@@ -175,16 +175,17 @@ def test_uniforms_at_the_ends_give_the_first_and_last_possible_symbol():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(temperature=0.0), "temperature > 0"),
-        (dict(rows=0), "rows >= 1"),
-        (dict(start=6), "start symbol"),
-        (dict(noise=torch.zeros(2, 1, 3, 4)), "contiguous noise"),
-        (dict(noise=torch.zeros(2, 1, 3, 3, dtype=torch.float64)), "contiguous noise"),
-        (dict(known=torch.zeros(2, 1, 3, 3, dtype=torch.int64)), "together"),
+        ({"temperature": 0.0}, "temperature > 0"),
+        ({"rows": 0}, "rows >= 1"),
+        ({"start": 6}, "start symbol"),
+        ({"noise": torch.zeros(2, 1, 3, 4)}, "contiguous noise"),
+        ({"noise": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "contiguous noise"),
+        ({"known": torch.zeros(2, 1, 3, 3, dtype=torch.int64)}, "together"),
         (
-            dict(
-                known=torch.full((2, 1, 3, 3), 6), known_mask=torch.ones(2, 1, 3, 3, dtype=torch.bool)
-            ),
+            {
+                "known": torch.full((2, 1, 3, 3), 6),
+                "known_mask": torch.ones(2, 1, 3, 3, dtype=torch.bool),
+            },
             "known symbols in 0 .. 5",
         ),
     ],

@@ -78,6 +78,20 @@ def test_draws_what_the_naive_loop_draws(name, executor):
             assert len(drawn.flatten(1).unique(dim=0)) > 1
 
 
+@pytest.mark.parametrize("style", ["pixelcnn rgb", "plus plus", "codes", "next sample", "valid"])
+def test_single_precision_draws_the_same_but_for_ties(style, executor):
+    case = CASES[style]()
+    case.model.float()
+    sampler = genfast.compile_sampler(
+        case.model, case.event_shape, case.distribution, executor=executor, **case.options
+    )
+    drawn = sampler.sample(500, seed=1)
+    expected = sample_naive(case.model, 500, seed=1, **case.oracle())
+    differ = (drawn != expected).flatten(1)
+    # After a symbol whose uniform lies between two roundings of a probability all may differ.
+    assert differ.any(dim=1).double().mean() <= 0.01
+
+
 def test_temperature_and_log_probability(name, executor):
     case, sampler = compiled(name, executor)
     given = conditions(case, 4)

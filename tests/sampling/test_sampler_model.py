@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -110,6 +111,59 @@ def test_dtype_moves_are_noticed(executor):
     logits = sampler.logits(x)
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, model(x.float()).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_mask_that_is_a_plain_attribute_is_noticed(executor):
+    model = small()
+    sampler = genfast.compile_sampler(model, SHAPE, Categorical(4), executor=executor)
+    first = sampler.sample(8, seed=1)
+    model.first.mask[:, :, 1, 0] = 0
+    second = sampler.sample(8, seed=1)
+    assert torch.equal(second, naive(model, 8, seed=1))
+    assert not torch.equal(second, first)
+
+
+class Remembering(Small):
+    """Keeps what it saw, as models do that show their attention."""
+
+    def forward(self, x):
+        self.seen = x.clone()
+        return super().forward(x)
+
+
+def test_a_model_that_keeps_what_it_saw_is_compiled_once(executor):
+    model = Remembering(1, 4).double()
+    sampler = genfast.compile_sampler(model, SHAPE, Categorical(4), executor=executor)
+    compiled = sampler._compiled
+    sampler.sample(2, seed=1)
+    sampler.sample(3, seed=2)
+    assert sampler._compiled is compiled
+
+
+def test_threads_share_a_sampler(executor):
+    model = small()
+    sampler = genfast.compile_sampler(model, SHAPE, Categorical(4), executor=executor)
+    expected = [sampler.sample(4, seed=seed) for seed in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda seed: sampler.sample(4, seed=seed), range(12)))
+    for one, other in zip(drawn, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_inside_and_outside_of_inference_mode(executor):
+    model = small()
+    outside = genfast.compile_sampler(model, SHAPE, Categorical(4), executor=executor)
+    expected = outside.sample(4, seed=1)
+    with torch.inference_mode():
+        inside = genfast.compile_sampler(model, SHAPE, Categorical(4), executor=executor)
+        assert torch.equal(inside.sample(4, seed=1), expected)
+        assert torch.equal(outside.sample(4, seed=1), expected)
+        state = inside.start(4, seed=1)
+        state.step()
+    while not state.done:
+        state.step()
+    assert torch.equal(state.events, expected)
+    assert torch.equal(inside.sample(4, seed=1), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -130,7 +130,7 @@ def convolve(
     places, dims = _positions(low, x, steps, shape[2:])
     height = _size_along(places, Axis.ROW, shape, x.height)
     width = _size_along(places, Axis.COLUMN, shape, x.width)
-    rate = _rate(low, places, steps, shape)
+    rate = _rate(low, x, places, steps, shape)
     transposed = steps[0].transposed
     up, down = (rate, 1) if transposed else (1, rate)
     scale = _scale(low, x, places, up, down)
@@ -196,13 +196,20 @@ def _size_along(places: list[Axis | None], axis: Axis, shape: Sequence[int], unc
 
 
 def _rate(
-    low: Lowering, places: list[Axis | None], steps: list[KernelAxis], shape: Sequence[int]
+    low: Lowering,
+    x: Signal,
+    places: list[Axis | None],
+    steps: list[KernelAxis],
+    shape: Sequence[int],
 ) -> int:
-    """The stride, which rows and columns must share where both have more than one position."""
+    """The stride, which rows and columns must share where both have more than one position.
+
+    That is before or after: what shrinks to a single position may grow again.
+    """
     strides = {
         step.stride
         for place, step, size in zip(places, steps, shape[2:], strict=True)
-        if place is not None and size > 1
+        if place is not None and max(size, x.extent(place)) > 1
     }
     if len(strides) > 1:
         low.refuse(f"its strides {sorted(strides)} along rows and columns differ")

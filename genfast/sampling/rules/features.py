@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genfast.sampling.layout import Signal, features_dim, is_features
 from genfast.sampling.lower import Lowering, Operand, named, rule
-from genfast.sampling.rules.movement import gather_axis, take_range
+from genfast.sampling.rules.rearrange import gather_axis, take_range
 from genfast.sampling.values import Lookup
 
 aten = torch.ops.aten

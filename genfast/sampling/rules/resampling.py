@@ -9,7 +9,8 @@ import torch
 from genfast.sampling.layout import Axis, Features, Signal, describe, is_features, only_axis
 from genfast.sampling.lower import Lowering, rule
 from genfast.sampling.rules.convolutions import KernelAxis, convolve
-from genfast.sampling.rules.movement import join, unsqueeze, window
+from genfast.sampling.rules.movement import unsqueeze
+from genfast.sampling.rules.rearrange import join, window
 from genfast.sampling.values import Conv, ConvTap
 
 aten = torch.ops.aten

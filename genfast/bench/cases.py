@@ -1,0 +1,163 @@
+"""The models of `genfast bench sampling`, of the sizes in which the field uses them."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genfast.bench.cached_loops import CachedGatedPixelCNN, Draw, QueuedWaveNet
+from genfast.models import (
+    GatedPixelCNN,
+    GatedPixelCNNConfig,
+    PixelCNN,
+    PixelCNNConfig,
+    PixelCNNPlusPlus,
+    PixelCNNPlusPlusConfig,
+    WaveNet,
+    WaveNetConfig,
+)
+from genfast.nn import MaskedConv2d
+from genfast.sampling import Categorical, Distribution, LogisticMixture
+
+SECOND_OF_SOUND = 16000
+LOOP_STEPS = 1000
+
+Loop = Callable[[int, Draw], Tensor]
+"""Draws a batch of n, or the first symbols of one: (n, draw) -> levels."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at its batch sizes.
+
+    Attributes:
+        title: the model in words.
+        event_shape: as for `compile_sampler`.
+        make: builds the model in eval mode, float32.
+        distribution: makes the distribution of its symbols.
+        batches: batch sizes, each with the most forward passes that sampling may take.
+        loop: the published idea in plain PyTorch and a Python loop, made from the model.
+        loop_symbols: symbols of an event that the loop draws; its time is scaled up to all.
+        loop_least: how many times as fast as the loop sampling is to be, by batch size.
+        memory: batch size at which memory is measured.
+    """
+
+    title: str
+    event_shape: tuple[int, ...]
+    make: Callable[[], nn.Module]
+    distribution: Callable[[], Distribution]
+    batches: dict[int, float | None]
+    loop: Callable[[nn.Module], Loop] | None = None
+    loop_symbols: int = 0
+    loop_least: dict[int, float] | None = None
+    memory: int | None = None
+
+    @property
+    def symbols(self) -> int:
+        """Symbols of one event."""
+        return torch.Size(self.event_shape).numel()
+
+    @property
+    def steps(self) -> int:
+        """Forward passes of the naive loop: the colours of a pixel are drawn together."""
+        return torch.Size(self.event_shape[1:]).numel()
+
+
+def _gated() -> GatedPixelCNN:
+    return GatedPixelCNN(
+        GatedPixelCNNConfig((1, 28, 28), 256, channels=128, layers=15, head_channels=256)
+    )
+
+
+def _plain() -> PixelCNN:
+    return PixelCNN(PixelCNNConfig((1, 28, 28), 256, channels=32, blocks=15, head_channels=64))
+
+
+def _plus_plus() -> PixelCNNPlusPlus:
+    config = PixelCNNPlusPlusConfig((3, 32, 32), 256, filters=40, resnets=5, mixtures=10)
+    return PixelCNNPlusPlus(config)
+
+
+def _wavenet() -> WaveNet:
+    return WaveNet(
+        WaveNetConfig(
+            length=SECOND_OF_SOUND,
+            residual_channels=64,
+            gate_channels=64,
+            skip_channels=128,
+            head_channels=256,
+            layers=20,
+            cycle=10,
+        )
+    )
+
+
+def _gated_loop(model: nn.Module) -> Loop:
+    assert isinstance(model, GatedPixelCNN)
+    return CachedGatedPixelCNN(model).sample
+
+
+def _wavenet_loop(model: nn.Module) -> Loop:
+    assert isinstance(model, WaveNet)
+    queued = QueuedWaveNet(model)
+    return lambda n, draw: queued.sample(n, LOOP_STEPS, draw)
+
+
+CASES = {
+    "gated": Case(
+        "gated PixelCNN, 15 layers, 128 channels, 28 x 28, 256 levels",
+        (1, 28, 28), _gated, lambda: Categorical(256), {64: 1.0, 1: 2.0},
+        loop=_gated_loop, loop_symbols=28 * 28, loop_least={64: 5.0, 1: 20.0}, memory=64,
+    ),
+    "plain": Case(
+        "PixelCNN, 7 x 7 and 15 residual blocks, 32 channels, 28 x 28, 256 levels",
+        (1, 28, 28), _plain, lambda: Categorical(256), {64: 1.0, 1: 2.0},
+    ),
+    "plus-plus": Case(
+        "PixelCNN++, 40 filters, 5 resnets, 10 mixtures, 32 x 32 x 3",
+        (3, 32, 32), _plus_plus, lambda: LogisticMixture(256, 10, values=None), {16: 1.5},
+    ),
+    "wavenet": Case(
+        "WaveNet, R 64, S 128, A 256, 20 layers, dilation to 512, one second at 16 kHz",
+        (1, SECOND_OF_SOUND), _wavenet, lambda: Categorical(256), {1: None},
+        loop=_wavenet_loop, loop_symbols=LOOP_STEPS, loop_least={1: 50.0},
+    ),
+}  # fmt: skip
+
+
+def build(case: Case, seed: int = 0) -> nn.Module:
+    """Make a case's model with weights from a seed; torch's generator is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return case.make().eval()
+
+
+def with_dense_convolutions(model: nn.Module) -> nn.Module:
+    """Copy a model of ours, its masked convolutions as torch's with the masked weights.
+
+    Which of the two PyTorch runs faster depends on the sizes; the faster one is the unit.
+    """
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, MaskedConv2d):
+                setattr(parent, name, _dense(child))
+    return copied
+
+
+def _dense(layer: MaskedConv2d) -> nn.Conv2d:
+    stride: Any = layer.stride
+    padding: Any = layer.padding
+    dilation: Any = layer.dilation
+    size: Any = layer.kernel_size
+    dense = nn.Conv2d(
+        layer.in_channels, layer.out_channels, size, stride, padding, dilation, layer.groups
+    )
+    with torch.no_grad():
+        dense.weight.copy_(layer.weight * layer.mask)
+        assert dense.bias is not None
+        dense.bias.zero_() if layer.bias is None else dense.bias.copy_(layer.bias)
+    return dense

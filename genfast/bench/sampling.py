@@ -1,0 +1,148 @@
+"""`genfast bench sampling`: how many forward passes drawing a batch takes, and beside what."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from genfast.bench.agreement import compare, require_agreement
+from genfast.bench.cases import CASES, Case, build, with_dense_convolutions
+from genfast.bench.measure import activation_bytes, peak_bytes, time_together
+from genfast.evaluation.machine import machine, versions
+from genfast.sampling import Sampler, compile_sampler
+from genfast.sampling.distributions.categorical import invert_cdf
+
+Say = Callable[[str], None]
+
+# The promise for float32: relative to the range of the logits, and of all symbols.
+_TOLERANCE, _SAME = 1e-5, 0.999
+
+
+def run(
+    names: Sequence[str], threads: Sequence[int], seconds: float = 5.0, say: Say = lambda text: None
+) -> dict[str, Any]:
+    """Check, then time the cases named, with each number of threads.
+
+    Args:
+        names: keys of CASES.
+        threads: numbers of threads of torch and of the sampler.
+        seconds: about how long to time each case.
+        say: told what is being done.
+
+    Returns:
+        JSON content: `render.render` writes it as Markdown.
+
+    Raises:
+        ExactnessError: a sampler and its model disagree; nothing wrong is timed.
+    """
+    before = torch.get_num_threads()
+    results: dict[str, Any] = {
+        "machine": machine(torch.device("cpu")),
+        "versions": versions(),
+        "cases": [],
+    }
+    try:
+        for name in names:
+            torch.set_num_threads(max(threads))
+            say(f"{name}: compiling")
+            results["cases"].append(_measure_case(name, CASES[name], threads, seconds, say))
+    finally:
+        torch.set_num_threads(before)
+    return results
+
+
+def _measure_case(
+    name: str, case: Case, threads: Sequence[int], seconds: float, say: Say
+) -> dict[str, Any]:
+    model = build(case)
+    distribution = case.distribution()
+    start = time.perf_counter()
+    sampler = compile_sampler(model, case.event_shape, distribution)
+    compiled = time.perf_counter() - start
+    found: dict[str, Any] = {
+        "name": name,
+        "title": case.title,
+        "symbols": case.symbols,
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "compile_seconds": float(f"{compiled:.4g}"),
+    }
+    if case.memory is not None:
+        found["memory"] = _memory(case, case.memory, model, sampler)
+    say(f"{name}: checking")
+    agreement = compare(model, sampler, distribution, n=min(case.batches), seed=0)
+    require_agreement(agreement, _TOLERANCE, _SAME)
+    found["agreement"] = asdict(agreement)
+    forwards = {"as it is": model, "with dense convolutions": with_dense_convolutions(model)}
+    found["rows"] = []
+    for count in threads:
+        torch.set_num_threads(count)
+        for batch, most in case.batches.items():
+            say(f"{name}: batch {batch}, threads {count}")
+            row = _time_row(case, batch, forwards, sampler, seconds)
+            row["threads"], row["most_forwards"] = count, most
+            if case.loop is not None:
+                row["loop"] = _time_loop(case, batch, case.loop(model), seconds)
+                row["loop"]["least"] = (case.loop_least or {}).get(batch)
+            found["rows"].append(row)
+    return found
+
+
+@torch.inference_mode()
+def _time_row(
+    case: Case, batch: int, forwards: dict[str, nn.Module], sampler: Sampler, seconds: float
+) -> dict[str, Any]:
+    """Time forward passes and sampling of one batch size in turn, and a few steps of the loop."""
+    x = sampler.sample(batch, seed=1)
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(model, x) for name, model in forwards.items()
+    }
+    calls["sample"] = lambda: sampler.sample(batch, seed=2)
+    timings = time_together(calls, seconds)
+    sample = timings.pop("sample")
+    unit = min(timings, key=lambda name: timings[name].median)
+    step = time_together({"step": lambda: _naive_step(forwards[unit], x)}, 0.0, least=3)["step"]
+    return {
+        "batch": batch,
+        "unit": unit,
+        "forward": timings[unit].as_json(),
+        "other_forward": next(t.as_json() for name, t in timings.items() if name != unit),
+        "sample": sample.as_json(),
+        "forwards": float(f"{sample.median / timings[unit].median:.4g}"),
+        "naive_seconds": float(f"{step.median * case.steps:.4g}"),
+        "naive_steps_timed": step.runs,
+    }
+
+
+def _naive_step(model: nn.Module, x: Tensor) -> Tensor:
+    """One step of the naive loop: a full forward for the symbols at the last position."""
+    parameters = cast(Tensor, model(x)).flatten(2)[:, :, -1]
+    return invert_cdf(parameters, torch.rand(len(x)))
+
+
+def _time_loop(
+    case: Case, batch: int, loop: Callable[..., Tensor], seconds: float
+) -> dict[str, Any]:
+    def draw(logits: Tensor) -> Tensor:
+        return invert_cdf(logits, torch.rand(len(logits)))
+
+    timing = time_together({"loop": lambda: loop(batch, draw)}, seconds, least=3)["loop"]
+    return {
+        "timed": timing.as_json(),
+        "symbols_timed": case.loop_symbols,
+        "seconds": float(f"{timing.median * case.symbols / case.loop_symbols:.4g}"),
+    }
+
+
+def _memory(case: Case, batch: int, model: nn.Module, sampler: Sampler) -> dict[str, Any]:
+    """Tell what sampling takes beyond the model, beside the activations of one eager forward."""
+    drawn: list[Tensor] = []
+    grown = peak_bytes(lambda: drawn.append(sampler.sample(batch, seed=3)))
+    return {
+        "batch": batch,
+        "activation_bytes": activation_bytes(model, drawn[0]),
+        "sample_bytes": grown,
+    }
