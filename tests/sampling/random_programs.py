@@ -142,7 +142,7 @@ class RandomProgram:
                 height, width = self.buffers[source].height, self.buffers[source].width
             found = Read(
                 source, start, step, count,
-                self.random.randint(-min(2, self.height - 1), 1 if self.random.random() < 0.1 else 0),
+                self.random.randint(-min(2, self.height - 1), int(self.random.random() < 0.1)),
                 self.random.randint(-reach, 1 if self.height > 1 else 0),
                 self.random.choice([0, 0, 1]), height - self.random.choice([0, 0, 1]), 0, width,
                 round(self.random.uniform(-2, 2), 2) if fill else 0.0, table,

@@ -1,4 +1,4 @@
-"""How native runs live beside others: the interpreter's lock, forks, threads, interrupts, misuse."""
+"""How native runs live beside others: the interpreter, forks, threads, interrupts, misuse."""
 
 import os
 import signal
