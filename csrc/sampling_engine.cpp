@@ -25,6 +25,11 @@ using ReadFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64
 // height, width, span, after, row_scale, row_offset, column_scale, column_offset
 using WhenFields = std::tuple<int64_t, int64_t, bool, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
+template <typename... Words>
+void require(bool condition, const Words&... words) {
+  if (!condition) throw std::invalid_argument(c10::str(words...));
+}
+
 ReadSpec read_spec(const ReadFields& fields) {
   return std::make_from_tuple<ReadSpec>(fields);
 }
@@ -40,21 +45,20 @@ cpu::PointwiseOp pointwise_op(const std::string& name, size_t operands) {
   const auto* const end = std::end(cpu::kPointwiseNames);
   const auto* const found = std::find_if(std::begin(cpu::kPointwiseNames), end,
                                          [&](const char* known) { return name == known; });
-  TORCH_CHECK_VALUE(found != end, "sampling program: expected a known operation, got op=", name);
+  require(found != end, "sampling program: expected a known operation, got op=", name);
   const auto op = static_cast<cpu::PointwiseOp>(found - std::begin(cpu::kPointwiseNames));
   const size_t expected = op < cpu::PointwiseOp::kAdd ? 1 : op < cpu::PointwiseOp::kWhere ? 2 : 3;
-  TORCH_CHECK_VALUE(operands == expected, "sampling program: expected ", expected, " operands of ",
-                    name, ", got ", operands);
+  require(operands == expected, "sampling program: expected ", expected, " operands of ", name,
+          ", got ", operands);
   return op;
 }
 
 void check_like(const char* name, const Tensor& tensor, at::IntArrayRef sizes,
                 at::ScalarType type) {
-  TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.scalar_type() == type &&
-                        tensor.is_contiguous() && tensor.sizes() == sizes,
-                    "sampling run: expected contiguous ", name, " ", sizes, " of ", type,
-                    " on the CPU, got ", tensor.sizes(), " of ", tensor.scalar_type(), " on ",
-                    tensor.device());
+  require(tensor.device().is_cpu() && tensor.scalar_type() == type && tensor.is_contiguous() &&
+              tensor.sizes() == sizes,
+          "sampling run: expected contiguous ", name, " ", sizes, " of ", type, " on the CPU, got ",
+          tensor.sizes(), " of ", tensor.scalar_type(), " on ", tensor.device());
 }
 
 template <typename scalar_t>
@@ -112,8 +116,7 @@ class Builder {
   void reduce(int64_t out, int64_t first, const WhenFields& when,
               const std::vector<ReadFields>& reads, const std::string& op, int64_t outer,
               int64_t size, int64_t inner) {
-    TORCH_CHECK_VALUE(op == "sum" || op == "max",
-                      "sampling program: expected sum or max, got op=", op);
+    require(op == "sum" || op == "max", "sampling program: expected sum or max, got op=", op);
     InstructionSpec<scalar_t>& made = add(Kind::kReduce, out, first, outer * inner, when);
     made.reads = read_specs(reads);
     made.maximum = op == "max";
@@ -124,8 +127,8 @@ class Builder {
 
   void lookup(int64_t out, int64_t first, const WhenFields& when, const ReadFields& read,
               const Tensor& weight) {
-    TORCH_CHECK_VALUE(weight.dim() == 2, "sampling program: expected a weight [K, D], got shape ",
-                      weight.sizes());
+    require(weight.dim() == 2, "sampling program: expected a weight [K, D], got shape ",
+            weight.sizes());
     InstructionSpec<scalar_t>& made = add(Kind::kLookup, out, first, weight.size(1), when);
     made.reads = {read_spec(read)};
     made.weight = numbers<scalar_t>(weight);
@@ -157,14 +160,14 @@ class Builder {
 template <typename scalar_t>
 std::shared_ptr<Run<scalar_t>> begin(const std::shared_ptr<Plan<scalar_t>>& plan, int64_t n,
                                      int threads, const std::vector<Tensor>& conditions) {
-  TORCH_CHECK_VALUE(n >= 1 && n < (int64_t{1} << 31), "sampling run: expected n >= 1, got n=", n);
-  TORCH_CHECK_VALUE(threads >= 1, "sampling run: expected threads >= 1, got threads=", threads);
+  require(n >= 1 && n < (int64_t{1} << 31), "sampling run: expected n >= 1, got n=", n);
+  require(threads >= 1, "sampling run: expected threads >= 1, got threads=", threads);
   std::vector<Condition<scalar_t>> given;
   for (const Tensor& condition : conditions) {
-    TORCH_CHECK_VALUE(condition.dim() == 4 && condition.numel() > 0 &&
-                          (condition.size(0) == 1 || condition.size(0) == n),
-                      "sampling run: expected conditions [", n,
-                      " or 1, rows, columns, features], got ", condition.sizes());
+    require(condition.dim() == 4 && condition.numel() > 0 &&
+                (condition.size(0) == 1 || condition.size(0) == n),
+            "sampling run: expected conditions [", n, " or 1, rows, columns, features], got ",
+            condition.sizes());
     check_like("condition", condition, condition.sizes(), kType<scalar_t>);
     given.push_back({condition.const_data_ptr<scalar_t>(), condition.size(0), condition.size(1),
                      condition.size(2)});
@@ -172,11 +175,11 @@ std::shared_ptr<Run<scalar_t>> begin(const std::shared_ptr<Plan<scalar_t>>& plan
   for (const Grid<scalar_t>& grid : plan->grids) {
     if (grid.condition < 0) continue;
     const int64_t number = grid.condition;
-    TORCH_CHECK_VALUE(number < static_cast<int64_t>(conditions.size()), "sampling run: expected ",
-                      number + 1, " conditions, got ", conditions.size());
+    require(number < static_cast<int64_t>(conditions.size()), "sampling run: expected ", number + 1,
+            " conditions, got ", conditions.size());
     const Tensor& condition = conditions[static_cast<size_t>(number)];
-    TORCH_CHECK_VALUE(condition.size(3) == grid.features, "sampling run: expected condition ",
-                      number, " of ", grid.features, " features, got ", condition.sizes());
+    require(condition.size(3) == grid.features, "sampling run: expected condition ", number, " of ",
+            grid.features, " features, got ", condition.sizes());
   }
   py::gil_scoped_release without_gil;
   return std::make_shared<Run<scalar_t>>(plan, n, threads, given);
@@ -232,17 +235,16 @@ void sample_categorical(Run<scalar_t>& run, const Tensor& noise, const Tensor& v
   check_like("noise", noise, size, at::kFloat);
   check_like("symbols", symbols, size, at::kInt);
   check_like("log_probs", log_probs, {run.n()}, at::kDouble);
-  TORCH_CHECK_VALUE(values.dim() == 2, "sampling run: expected values [K, encoded], got shape ",
-                    values.sizes());
+  require(values.dim() == 2, "sampling run: expected values [K, encoded], got shape ",
+          values.sizes());
   const int64_t K = values.size(0);
   check_like("values", values, {K, plan.encoded}, kType<scalar_t>);
-  TORCH_CHECK_VALUE(K >= 1 && start >= 0 && start < K,
-                    "sampling run: expected a start symbol in 0 .. K - 1, got start=", start);
-  TORCH_CHECK_VALUE(temperature > 0,
-                    "sampling run: expected temperature > 0, got temperature=", temperature);
-  TORCH_CHECK_VALUE(units >= 1, "sampling run: expected rows >= 1, got rows=", units);
-  TORCH_CHECK_VALUE(known.has_value() == known_mask.has_value(),
-                    "sampling run: expected known and known_mask together, got one");
+  require(K >= 1 && start >= 0 && start < K,
+          "sampling run: expected a start symbol in 0 .. K - 1, got start=", start);
+  require(temperature > 0, "sampling run: expected temperature > 0, got temperature=", temperature);
+  require(units >= 1, "sampling run: expected rows >= 1, got rows=", units);
+  require(known.has_value() == known_mask.has_value(),
+          "sampling run: expected known and known_mask together, got one");
   CategoricalJob<scalar_t> job{noise.const_data_ptr<float>(),
                                values.const_data_ptr<scalar_t>(),
                                K,
@@ -259,8 +261,8 @@ void sample_categorical(Run<scalar_t>& run, const Tensor& noise, const Tensor& v
     job.known_mask = known_mask->const_data_ptr<bool>();
     for (int64_t i = 0; i < known->numel(); ++i) {
       const bool valid = !job.known_mask[i] || (job.known[i] >= 0 && job.known[i] < K);
-      TORCH_CHECK_VALUE(valid, "sampling run: expected known symbols in 0 .. ", K - 1, ", got ",
-                        job.known[i]);
+      require(valid, "sampling run: expected known symbols in 0 .. ", K - 1, ", got ",
+              job.known[i]);
     }
   }
   py::gil_scoped_release without_gil;

@@ -431,11 +431,15 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
       packer.start(memory.data());
     }
     flat.assign(list_count, {});
-    for (const InstructionSpec<scalar_t>& instruction : spec.instructions) {
-      check_when(instruction.when, static_cast<int64_t>(spec.draws.size()));
-      const size_t list =
-          instruction.when.span ? 0 : 1 + static_cast<size_t>(instruction.when.after);
-      flat[list].emplace_back(instruction.when, compiler.instruction(instruction, packer));
+    // Weights lie in the order in which a pixel reads them, so that the next can be asked for.
+    for (size_t list = 0; list < list_count; ++list) {
+      for (const InstructionSpec<scalar_t>& instruction : spec.instructions) {
+        check_when(instruction.when, static_cast<int64_t>(spec.draws.size()));
+        const size_t its =
+            instruction.when.span ? 0 : 1 + static_cast<size_t>(instruction.when.after);
+        if (its != list) continue;
+        flat[list].emplace_back(instruction.when, compiler.instruction(instruction, packer));
+      }
     }
     for (size_t t = 0; t < spec.tables.size(); ++t) {
       const TableSpec<scalar_t>& table = spec.tables[t];

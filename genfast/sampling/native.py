@@ -124,7 +124,8 @@ class NativeRun:
             log_probs: float64 [n]; the log-probabilities of drawn symbols are added, as they are
                 at temperature 1.
             temperature: divides the logits.
-            known, known_mask: int64 and bool [n, C, H, W]: symbols that are given, and where.
+            known: int64 [n, C, H, W], symbols that are given.
+            known_mask: bool [n, C, H, W], where they are.
             start: the symbol where a draw has no parameters.
             rows: how many rows; of a sound, how many spans.
 

@@ -39,6 +39,7 @@ void gemm_tile(const GemmCall<scalar_t>& call, int64_t row, const int32_t* panel
       }
     }
   }
+  const int64_t ahead = call.K * width;
   for (int64_t t = 0; t < call.tap_count; ++t) {
     const GemmTap<scalar_t>& tap = call.taps[t];
     const scalar_t* x[M];
@@ -60,7 +61,12 @@ void gemm_tile(const GemmCall<scalar_t>& call, int64_t row, const int32_t* panel
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 2
-        for (int w = 0; w < W; ++w) factor[p * W + w] = load(weight[p] + k * width + w * lanes);
+        for (int w = 0; w < W; ++w) {
+          const scalar_t* from = weight[p] + k * width + w * lanes;
+          factor[p * W + w] = load(from);
+          // Many rows leave time to fetch the next panel from beyond the second level cache.
+          if constexpr (P == 1 && M >= kMaxRows / 2) __builtin_prefetch(from + ahead, 0, 2);
+        }
       }
 #pragma GCC unroll 12
       for (int m = 0; m < M; ++m) {

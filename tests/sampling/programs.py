@@ -48,7 +48,7 @@ class Maker:
     def conv(self, source, conv, offsets, out, span, initial=()):
         """Convolution with weight [out, in, kh, kw]; offsets: (y, x, dy, dx) of the taps used."""
         weight = conv.weight.detach()
-        bounds = dict(top=0, bottom=self.height, left=0, right=self.width)
+        bounds = {"top": 0, "bottom": self.height, "left": 0, "right": self.width}
         taps = tuple(
             Tap(
                 Read(source, 0, 1, weight.shape[1], dy, dx, **bounds),

@@ -59,7 +59,9 @@ class RandomProgram:
 
     def full(self, features, height=None, width=None):
         height, width = height or self.height, width or self.width
-        return Buffer(f"b{len(getattr(self, 'buffers', []))}", features, height, width, height, width)
+        return Buffer(
+            f"b{len(getattr(self, 'buffers', []))}", features, height, width, height, width
+        )
 
     def numbers(self, *size):
         return torch.randn(*size, generator=self.generator, dtype=torch.float64).to(self.dtype)
@@ -140,7 +142,7 @@ class RandomProgram:
                 height, width = self.buffers[source].height, self.buffers[source].width
             found = Read(
                 source, start, step, count,
-                self.random.randint(-min(2, self.height - 1), 1 if self.random.random() < 0.1 else 0),
+                self.random.randint(-min(2, self.height - 1), int(self.random.random() < 0.1)),
                 self.random.randint(-reach, 1 if self.height > 1 else 0),
                 self.random.choice([0, 0, 1]), height - self.random.choice([0, 0, 1]), 0, width,
                 round(self.random.uniform(-2, 2), 2) if fill else 0.0, table,
@@ -169,7 +171,9 @@ class RandomProgram:
         if when.span:
             when = replace(when, after=0)
         features = self.random.choice(FEATURES)
-        kind = self.random.choice(["gemm", "gemm", "gemm", "pointwise", "pointwise", "reduce", "lookup"])
+        kind = self.random.choice(
+            ["gemm", "gemm", "gemm", "pointwise", "pointwise", "reduce", "lookup"]
+        )
         made = getattr(self, kind)(when, features)
         features = max(each.first + count for each, count in made)
         self.instructions += [each for each, _ in made]
@@ -215,7 +219,10 @@ class RandomProgram:
             reads, constants = reads[:1], []
         reads, constants = tuple(reads), tuple(constants)
         return [
-            (Pointwise(len(self.buffers), 0, features, when, reads, constants, tuple(steps)), features)
+            (
+                Pointwise(len(self.buffers), 0, features, when, reads, constants, tuple(steps)),
+                features,
+            )
         ]
 
     def reduce(self, when, features):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import genfast._C as extension
+from genfast import _C as extension
 from genfast.sampling.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.random_programs import RandomProgram
@@ -15,7 +15,11 @@ def case(request):
     if isinstance(request.param, int):
         made = RandomProgram(request.param, torch.float32)
         return made.build(), lambda n: (made.conditions(n), made.inputs(n))
-    sizes = {"gated": (2, 40, 20, 4, 9), "plain": (2, 16, 9, 5, 6), "wavenet": (33, 20, 8, 4, 2, 90)}
+    sizes = {
+        "gated": (2, 40, 20, 4, 9),
+        "plain": (2, 16, 9, 5, 6),
+        "wavenet": (33, 20, 8, 4, 2, 90),
+    }
     program = getattr(programs, request.param)(*sizes[request.param]).program
 
     def data(n):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-import genfast._C as extension
+from genfast import _C as extension
 from genfast.sampling.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.hand_planned import inputs
