@@ -3,7 +3,9 @@
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
+#include "csrc/fingerprint.h"
 #include "csrc/sampling_engine.h"
 #include "kernels/cpu/simd.h"
 
@@ -49,5 +51,7 @@ PYBIND11_MODULE(_C, m) {
         return false;
       },
       "Force a SIMD level (for tests). Returns whether this machine has it.");
+  m.def("hash_bits", &genfast::hash_bits, "A hash of the bits of a CPU tensor.",
+        py::call_guard<py::gil_scoped_release>());
   genfast::sampling::bind_engine(m);
 }

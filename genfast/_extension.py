@@ -23,6 +23,9 @@ OPS = ("masked_conv2d", "reparameterize", "gan_loss", "philox")
 # The dispatcher operator that stands for an op when its name differs.
 _OPERATORS = {"philox": "philox_fill"}
 
+# What the module has beside operators: the newest ones, to recognise an older build.
+_FUNCTIONS = ("SamplingBuilderFloat", "hash_bits")
+
 _HERE = Path(__file__).resolve().parent
 _REBUILD = "pip install --no-build-isolation -e . (in a checkout: make build)"
 
@@ -61,13 +64,14 @@ def _load() -> BuildError | None:
             f"{torch.__version__}. Rebuild it: {_REBUILD}"
         )
     try:
-        importlib.import_module("genfast._C")
+        extension = importlib.import_module("genfast._C")
     except ImportError as error:
         return BuildMismatchError(
             f"genfast: the extension built for torch {built_for} does not load beside torch "
             f"{torch.__version__}: {error}. Rebuild it: {_REBUILD}"
         )
     missing = [op for op in OPS if not hasattr(torch.ops.genfast, _operator(op))]
+    missing += [name for name in _FUNCTIONS if not hasattr(extension, name)]
     if missing:
         return BuildMismatchError(
             f"genfast: the extension is older than the package, it lacks {', '.join(missing)}. "

@@ -1,9 +1,12 @@
 """Have a model's weights changed?"""
 
+import importlib
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from genfast import _extension
 
 Fingerprint = tuple[tuple[str, torch.dtype, torch.device, tuple[int, ...], int], ...]
 
@@ -15,16 +18,10 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     where each number stands, so exchanging two of them changes it.
     """
     with torch.no_grad():
-        entries = [(name, tensor, _hash(tensor)) for name, tensor in _tensors(model)]
-        # Brought to the host together: on a GPU each look waits.
-        device = entries[0][2].device if entries else None
-        hashes = (
-            torch.stack([each.to(device) for _, _, each in entries]).tolist() if entries else []
+        return tuple(
+            (name, tensor.dtype, tensor.device, tuple(tensor.shape), _hash(tensor))
+            for name, tensor in _tensors(model)
         )
-    return tuple(
-        (name, tensor.dtype, tensor.device, tuple(tensor.shape), number)
-        for (name, tensor, _), number in zip(entries, hashes, strict=True)
-    )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -36,7 +33,15 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name}.{key}", value
 
 
-def _hash(tensor: Tensor) -> Tensor:
+def _hash(tensor: Tensor) -> int:
+    """Hash the bits of a tensor, in compiled code where it lies on the CPU."""
+    dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    if dense and _extension.loaded():
+        return int(importlib.import_module("genfast._C").hash_bits(tensor.detach()))
+    return int(_sum_of_words(tensor))
+
+
+def _sum_of_words(tensor: Tensor) -> Tensor:
     """A sum of the bits, in words of 8 bytes, times odd numbers that differ from word to word."""
     # Modulo 2^64; the factors are multiples of an odd constant without pattern, made odd again.
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)

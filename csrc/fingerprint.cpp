@@ -1,0 +1,65 @@
+// A hash of a tensor's bits, to notice that weights have changed: as fast as they can be read.
+
+#include "csrc/fingerprint.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace genfast {
+namespace {
+
+constexpr uint64_t kFactor = 0x9E3779B97F4A7C15;  // odd, without pattern
+constexpr int64_t kChunk = int64_t{1} << 20;      // bytes: fixed, so threads change nothing
+constexpr int64_t kWords = 8;                     // of 8 bytes, side by side to hide latency
+
+// Every step is a bijection of the state, so a change of a single word always shows; the last
+// shifts carry the high bits down, which a product alone never does.
+uint64_t hash_bytes(const uint8_t* data, int64_t size) {
+  std::array<uint64_t, kWords> state;
+  for (int64_t lane = 0; lane < kWords; ++lane) state[lane] = kFactor + 2 * lane;
+  std::array<uint64_t, kWords> words;
+  constexpr int64_t block = kWords * static_cast<int64_t>(sizeof(uint64_t));
+  int64_t at = 0;
+  const auto mix = [&] {
+    for (int64_t lane = 0; lane < kWords; ++lane) {
+      state[lane] = (state[lane] ^ words[lane]) * kFactor;
+      state[lane] ^= state[lane] >> 32;
+    }
+  };
+  for (; at + block <= size; at += block) {
+    std::memcpy(words.data(), data + at, block);
+    mix();
+  }
+  words.fill(0);
+  if (at < size) std::memcpy(words.data(), data + at, size - at);
+  words[kWords - 1] ^= static_cast<uint64_t>(size);
+  mix();
+  uint64_t hash = 0;
+  for (const uint64_t lane : state) hash = (hash ^ lane) * kFactor ^ (hash >> 32);
+  return hash;
+}
+
+}  // namespace
+
+int64_t hash_bits(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.device().is_cpu(), "hash_bits: expected a CPU tensor, got ", tensor.device());
+  const at::Tensor data = tensor.contiguous();
+  const auto* const bytes = static_cast<const uint8_t*>(data.const_data_ptr());
+  const auto size = static_cast<int64_t>(data.nbytes());
+  const int64_t chunks = (size + kChunk - 1) / kChunk;
+  std::vector<uint64_t> hashes(chunks);
+  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      hashes[i] = hash_bytes(bytes + i * kChunk, std::min(kChunk, size - i * kChunk));
+    }
+  });
+  const auto* const all = reinterpret_cast<const uint8_t*>(hashes.data());
+  return static_cast<int64_t>(hash_bytes(all, chunks * static_cast<int64_t>(sizeof(uint64_t))));
+}
+
+}  // namespace genfast
