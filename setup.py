@@ -134,6 +134,8 @@ setup(
         "genfast.nn",
         "genfast.ops",
         "genfast.sampling",
+        "genfast.sampling.distributions",
+        "genfast.sampling.rules",
         "genfast.training",
     ],
     package_dir={"genfast": "genfast", "genfast.kernels": "kernels"},

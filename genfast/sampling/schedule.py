@@ -179,6 +179,8 @@ def _options(
                 choices = [_input_time(value, clock, found[value].ready[klass])]
             elif is_single(value, clock):
                 choices = [*_single_times(clock, int(ready[0, 0]))]
+                if with_spans and not found[value].links:
+                    choices = [*_single_span_times(clock, int(ready[0, 0])), *choices]
             else:
                 choices = [*_pixel_times(value, clock, ready, needed[unit])]
                 if with_spans:
@@ -202,6 +204,16 @@ def _single_times(clock: Clock, ready: int) -> Iterator[When]:
     row, column = divmod(pixel, clock.width)
     if row < clock.height:
         yield When(1, 1, False, phase, 1, row, 1, column)
+
+
+def _single_span_times(clock: Clock, ready: int) -> Iterator[When]:
+    """Yield the first span that begins when a single position is ready: below two strides, say."""
+    row, column = divmod(-(-ready // clock.per_pixel), clock.width)
+    column = -(-column // clock.span) * clock.span
+    if column >= clock.width:
+        row, column = row + 1, 0
+    if row < clock.height:
+        yield When(1, 1, True, 0, 1, row, 1, column)
 
 
 def _input_time(value: Value, clock: Clock, ready: Map) -> When:
