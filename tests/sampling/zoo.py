@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import genfast
+from tests.sampling import zoo_dense as dense
 from tests.sampling import zoo_masked as masked
 from tests.sampling import zoo_refused as refused
 from tests.sampling import zoo_stacks as stacks
@@ -129,6 +130,13 @@ ZOO: dict[str, Entry] = {
     "wavenet without padding, Gaussian": Entry(
         wavenets.Valid, (1, 18), lambda: genfast.Gaussian(), offset=8
     ),
+    "dense over the image, Bernoulli": Entry(dense.Dense, (1, 3, 4), lambda: genfast.Bernoulli()),
+    "dense, flat outputs, label beside the input": Entry(
+        dense.TiledOutputs,
+        (1, 4, 3),
+        categorical(3, "signed"),
+        lambda n: {"y": torch.arange(n) % 4},
+    ),
     "wavenet of codes, channels last": Entry(
         wavenets.Codes, (14,), categorical(8), features_last=True
     ),
@@ -141,5 +149,3 @@ REFUSED: dict[str, Entry] = {
         refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"
     ),
 }
-
-DENSE = Entry(refused.Dense, (1, 3, 4), lambda: genfast.Bernoulli())

@@ -38,31 +38,6 @@ class Recurrent(nn.Module):
         return self.head(self.cell(self.embed(x.long()))[0])
 
 
-class MaskedLinear(nn.Linear):
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs)
-        self.register_buffer("mask", torch.ones(outputs, inputs))
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.mask * self.weight, self.bias)
-
-
-class Dense(nn.Module):
-    """MADE over binary images whose order is the raster."""
-
-    def __init__(self, height=3, width=4, hidden=20):
-        super().__init__()
-        size = height * width
-        self.net = nn.Sequential(MaskedLinear(size, hidden), nn.ReLU(), MaskedLinear(hidden, size))
-        degree = torch.arange(hidden) % (size - 1)
-        order = torch.arange(size)
-        self.net[0].mask.data.copy_(degree[:, None] >= order[None])
-        self.net[2].mask.data.copy_(order[:, None] > degree[None])
-
-    def forward(self, x):
-        return self.net(x.flatten(1)).view_as(x)
-
-
 class LooksAtNumbers(nn.Module):
     """Decides by the pixels' values how to scale them."""
 
