@@ -30,6 +30,8 @@ def aligned(out, shape, offset=0, features_last=False):
     NaN for the first ones, which nothing predicts, when output t predicts symbol t + offset.
     """
     positions = len(shape[1:]) or 1
+    if out.dim() <= positions:  # [N, F * positions] of a dense model
+        out = out.reshape(len(out), -1, *(shape[1:] or shape))
     if features_last:
         out = out.movedim(-1, 1)
     out = out.flatten(1, -positions - 1)
