@@ -36,8 +36,8 @@ def describe(program: Program) -> str:
             lines.append(f"{title}:")
             lines += [f"  {line}" for line in _lines(program, instructions)]
     pixels = program.height * program.width
-    early = sum(_flop(i) * _times(program, i.when) for i in program.instructions if i.when.span)
-    late = sum(_flop(i) * _times(program, i.when) for i in program.instructions if not i.when.span)
+    early = sum(_flop(program, i) for i in program.instructions if i.when.span)
+    late = sum(_flop(program, i) for i in program.instructions if not i.when.span)
     share = early / max(early + late, 1)
     lines.append(
         f"Arithmetic: {_si((early + late) / pixels)}FLOP a pixel, {share:.0%} of it once per {span}"
@@ -61,11 +61,21 @@ def weight_bytes(program: Program) -> int:
 
 def total_flop(program: Program) -> int:
     """Return the floating-point operations of one image; those of Gemm only."""
-    return sum(_flop(i) * _times(program, i.when) for i in program.instructions)
+    return sum(_flop(program, i) for i in program.instructions)
 
 
 def _lines(program: Program, instructions: list[Instruction]) -> Iterator[str]:
+    pieces: dict[tuple[int, type], list[Instruction]] = {}
     for instruction in instructions:
+        when = instruction.when
+        if (when.height, when.width) == (1, 1) != (program.height, program.width):
+            pieces.setdefault((instruction.out, type(instruction)), []).append(instruction)
+    for instruction in instructions:
+        same = pieces.get((instruction.out, type(instruction)), [])
+        if len(same) > 1 and instruction is same[0]:
+            yield _pieces(program, same)
+        if len(same) > 1:
+            continue
         buffer = program.buffers[instruction.out]
         width = _width(instruction)
         where = buffer.name
@@ -77,6 +87,14 @@ def _lines(program: Program, instructions: list[Instruction]) -> Iterator[str]:
         if (every.row_scale, every.column_scale) != (1, 1):
             scale = f", every {every.row_scale} x {every.column_scale} pixels"
         yield f"{_what(instruction):<44} -> {width:>4}  {where}{part}{scale}"
+
+
+def _pieces(program: Program, instructions: list[Instruction]) -> str:
+    """Return one line for what computes the features of a single position, each in its time."""
+    kind = type(instructions[0]).__name__.lower()
+    text = f"{kind}, in {len(instructions)} pieces as pixels are known"
+    width = sum(map(_width, instructions))
+    return f"{text:<44} -> {width:>4}  {program.buffers[instructions[0].out].name}"
 
 
 def _what(instruction: Instruction) -> str:
@@ -107,11 +125,27 @@ def _weights(instruction: Instruction) -> int:
     return instruction.weight.numel() if isinstance(instruction, Lookup) else 0
 
 
-def _flop(instruction: Instruction) -> int:
-    """Return the operations of one position; taps of one of several phases count in part."""
+def _flop(program: Program, instruction: Instruction) -> int:
+    """Return the operations of one image: those of Gemm."""
     if not isinstance(instruction, Gemm):
         return 0
-    return sum(2 * tap.weight.numel() for tap in instruction.taps) // instruction.up**2
+    when, up = instruction.when, instruction.up
+    if up == 1:
+        return _times(program, when) * sum(2 * tap.weight.numel() for tap in instruction.taps)
+    # A phase is computed at every up-th row and column of the grid.
+    return sum(
+        2
+        * tap.weight.numel()
+        * _inside(
+            len(range(tap.phase[0], when.height, up)), when.row_scale * up,
+            when.row_offset + tap.phase[0] * when.row_scale, program.height,
+        )
+        * _inside(
+            len(range(tap.phase[1], when.width, up)), when.column_scale * up,
+            when.column_offset + tap.phase[1] * when.column_scale, program.width,
+        )
+        for tap in instruction.taps
+    )  # fmt: skip
 
 
 def _times(program: Program, when: When) -> int:

@@ -21,6 +21,7 @@ from genfast.sampling.layout import (
     dim_of,
     features_dim,
     is_features,
+    only_axis,
 )
 from genfast.sampling.values import Flatten, Graph, Sources, Unflatten, Value
 
@@ -70,6 +71,7 @@ def flatten(low: "Lowering", x: Signal) -> Signal:
         body = Flatten(x.features.sources(), x.height, x.width)
         total = count * x.height * x.width
         low.flattened[x.features] = low.emit(body, total, x, size=(1, 1), scale=_grid(low))
+        low.values[-1].where = x.features.views[0].origin.where
     atoms = [atom for dim in x.dims for atom in dim if atom.axis is not Axis.BATCH]
     places = np.indices([atom.size for atom in atoms]).reshape(len(atoms), -1)
     at = {axis: np.zeros(places.shape[1], np.int64) for axis in Axis}
@@ -113,6 +115,23 @@ def image_of(low: "Lowering", x: Signal) -> Signal:
     if is_flat(low, x) and x.shape[2:] == spatial and all(map(is_features, x.dims[1:])):
         return unflatten(low, x, x.shape[1:2], ())
     return x
+
+
+def aligned(low: "Lowering", x: Signal, like: Signal) -> Signal | None:
+    """A flat x on the grid, if its axes stand where rows and columns are axes of `like`."""
+    if not is_flat(low, x):
+        return x
+    spatial = _spatial(low)
+    axes = [only_axis(dim) for dim in like.dims]
+    wanted = list(_POSITIONS[2 - len(spatial) :])
+    first = next((k for k in range(len(axes)) if axes[k : k + len(wanted)] == wanted), 0)
+    last = first + len(spatial)
+    fits = len(x.dims) == len(axes) and (like.height, like.width) == _grid(low)
+    if first == 0 or not fits or x.shape[first:last] != spatial:
+        return None
+    if not all(map(is_features, x.dims[1:])):
+        return None
+    return unflatten(low, x, x.shape[1:first], x.shape[last:])
 
 
 def flat_output(low: "Lowering", x: Signal) -> Signal:

@@ -71,6 +71,12 @@ class _Cut:
     edges: set[Edge]
     links: dict[Link, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:
+        """How many edges that is."""
+        marks = (int((link.live & mask).sum()) for link, mask in self.links.items())
+        return len(self.edges) + sum(marks)
+
 
 def explain(
     graph: Graph,
@@ -162,17 +168,18 @@ def _culprit(
 
     Cutting any hop of a path ends the leak along it, but a hop that is in its right keeps the
     predictions from what they may know. Of equals: one that a pad or slice has shifted, then the
-    one nearest to the input.
+    one with the least to cut, then the one nearest to the input.
     """
     limits = _limits(graph, found, draws, due)
     # Pointwise operations keep what they are given: a layer with weights, or a shift, is to blame.
     path = [hop for hop in path if hop.edge.moved or _is_conv(hop)] or path
-    best, best_score = path[-1], (False, -1, False)
+    best, best_score = path[-1], (False, -1, False, 0)
     for hop in path:
         cut = _violating(hop, found, limits)
         ready = _output_times(graph, found, draws, cut)
         heals = all(bool((r <= limit).all()) for r, limit in zip(ready, due, strict=True))
-        score = (heals, int(sum(r.sum() for r in ready)), bool(hop.edge.moved))
+        seen = int(sum(r.sum() for r in ready))
+        score = (heals, seen, bool(hop.edge.moved), -cut.size)
         if score >= best_score:
             best, best_score = hop, score
     return best

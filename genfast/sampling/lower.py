@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_map
 
 from genfast.errors import UnsupportedModelError
 from genfast.sampling.capture import Captured
-from genfast.sampling.flat import flat_output, flatten, is_flat
+from genfast.sampling.flat import aligned, flat_output, flatten, is_flat
 from genfast.sampling.layout import (
     Atom,
     Axis,
@@ -269,10 +269,15 @@ class Lowering:
         return [self.arrange(each, dims, like) for each in operands]
 
     def level(self, operands: Sequence[Operand]) -> tuple[Operand, ...]:
-        """Operands on one grid: where one of them is flat, all of them."""
-        if not any(isinstance(each, Signal) and is_flat(self, each) for each in operands):
+        """Operands on one grid: where some are flat, all go to that of the others, or are flat."""
+        signals = [each for each in operands if isinstance(each, Signal)]
+        grids = [each for each in signals if not is_flat(self, each)]
+        if len(grids) == len(signals):
             return tuple(operands)
-        return tuple(flatten(self, each) if isinstance(each, Signal) else each for each in operands)
+        dealt = [aligned(self, each, grids[0]) if grids else None for each in signals]
+        whole = [flatten(self, each) for each in signals] if None in dealt else dealt
+        moved = iter(whole)
+        return tuple(next(moved) if isinstance(each, Signal) else each for each in operands)  # type: ignore[misc]
 
     def arrange(self, operand: Operand, dims: Dims, like: Signal) -> Signal | Number:
         """An operand with these axes, which it broadcasts to."""

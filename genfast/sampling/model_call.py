@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
+from genfast.sampling.flat import output_ways
 
 Forward = Callable[..., Tensor]
 TRACED_BATCH = 2
@@ -156,7 +157,8 @@ class ModelCall:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
 
         The axes are taken as images, features, grid; then as images, grid, features; an output
-        [N * H * W, ...] as the latter. A sound may be longer or shorter than the input.
+        [N * H * W, ...] as the latter. Else one axis may hold all positions, with features outside
+        or inside: see `output_ways`. A sound may be longer or shorter than the input.
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
@@ -168,7 +170,16 @@ class ModelCall:
             split = torch.unflatten(output, 0, (n, *spatial))
             ways = [split.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
         exact = [way for way in ways if tuple(way.shape[-rank:]) == spatial]
-        found = exact or (ways if rank == 1 else [])
+        flat = []
+        if output.shape[0] == n and not exact:
+            for before, after in output_ways(output.shape[1:], spatial):
+                split = output.reshape(n, *before, *spatial, *after)
+                first = 1 + len(before)
+                grid = tuple(range(first, first + rank))
+                flat.append(split.movedim(grid, tuple(range(-rank, 0))))
+        if output.dim() > 2 and rank == 1:  # else all of its features are in the axis of positions
+            flat = [*ways, *flat]
+        found = exact or flat or (ways if rank == 1 else [])
         if not found:
             raise UnsupportedModelError(
                 f"compile_sampler: expected an output [N, ..., {', '.join(map(str, spatial))}], "

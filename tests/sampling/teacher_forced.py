@@ -34,6 +34,8 @@ def aligned(out, shape, offset=0, features_last=False):
         out = out.reshape(len(out), -1, *(shape[1:] or shape))
     if features_last:
         out = out.movedim(-1, 1)
+    if out.dim() <= positions:
+        out = out.reshape(len(out), -1, *shape[-positions:])
     out = out.flatten(1, -positions - 1)
     return torch.nn.functional.pad(out, (offset, 0), value=torch.nan)[..., : shape[-1]]
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genfast.sampling.flat import image_of
 from genfast.sampling.layout import Signal, features_dim, is_features, only_axis
 from genfast.sampling.lower import Lowering, Operand, named, rule
 from genfast.sampling.recording import Node
@@ -26,6 +27,7 @@ aten = torch.ops.aten
 
 @rule(aten.constant_pad_nd)
 def constant_pad_nd(low: Lowering, self: Signal, pad: Sequence[int], value: float) -> Signal:
+    self = image_of(low, self)
     for number in range(len(pad) // 2):
         before, after = pad[2 * number : 2 * number + 2]
         axis = len(self.dims) - 1 - number

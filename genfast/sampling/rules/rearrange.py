@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genfast.sampling.flat import flatten
 from genfast.sampling.layout import (
     Atom,
     Axis,
+    Dim,
     Dims,
     Features,
     Signal,
@@ -141,6 +143,11 @@ def join(low: Lowering, parts: Sequence[Operand], axis: int) -> Signal:
     """Concatenate along an axis of features, rows or columns."""
     parts = low.level(parts)
     signals = [each for each in parts if isinstance(each, Signal)]
+    if any(_joins_positions(each.dims[axis]) for each in signals) or _adds_context(
+        low, parts, axis
+    ):
+        parts = [flatten(low, each) if isinstance(each, Signal) else each for each in parts]
+        signals = [each for each in parts if isinstance(each, Signal)]
     grids = {only_axis(each.dims[axis]) for each in signals} - {None}
     if not all(is_features(each.dims[axis]) or only_axis(each.dims[axis]) for each in signals):
         low.refuse(f"it joins the {named(signals[0].dims[axis])} of several tensors")
@@ -150,6 +157,24 @@ def join(low: Lowering, parts: Sequence[Operand], axis: int) -> Signal:
     if grid is None:
         low.refuse("it joins rows with columns")
     return _join_positions(low, parts, axis, grid)
+
+
+def _joins_positions(dim: Dim) -> bool:
+    """Whether an axis runs over rows, columns or features at once, but not over images."""
+    return not is_features(dim) and len(dim) > 1 and dim[0].axis is not Axis.BATCH
+
+
+def _adds_context(low: Lowering, parts: Sequence[Operand], axis: int) -> bool:
+    """Whether what depends on conditions makes an axis of positions longer than the input's."""
+    sizes = [part.shape[axis] for part in parts if not isinstance(part, int | float)]
+    grid = low.captured.input.shape[-1]
+    return (
+        sum(sizes) > grid
+        and any(isinstance(part, Node) for part in parts)
+        and all(
+            only_axis(part.dims[axis]) is Axis.COLUMN for part in parts if isinstance(part, Signal)
+        )
+    )
 
 
 def aligned(low: Lowering, parts: Sequence[Operand], axis: int) -> list[Signal]:
