@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from genfast import ops as ops
     from genfast import sampling as sampling
     from genfast import training as training
-    from genfast.evaluation import compare as compare
-    from genfast.evaluation import evaluate as evaluate
+    from genfast.evaluation.compare import compare as compare
+    from genfast.evaluation.evaluate import evaluate as evaluate
     from genfast.models import create as create
     from genfast.sampling import Bernoulli as Bernoulli
     from genfast.sampling import Categorical as Categorical
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from genfast.sampling import LogisticMixture as LogisticMixture
     from genfast.sampling import check_causality as check_causality
     from genfast.sampling import compile_sampler as compile_sampler
-    from genfast.training import fit as fit
+    from genfast.training.fit import fit as fit
     from genfast.training import load as load
 
 _SUBMODULES = (

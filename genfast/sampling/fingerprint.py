@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from genfast import _extension
+from genfast._extension import loaded
 
 Fingerprint = tuple[tuple[str, torch.dtype, torch.device, tuple[int, ...], int], ...]
 
@@ -36,7 +36,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _hash(tensor: Tensor) -> int:
     """Hash the bits of a tensor, in compiled code where it lies on the CPU."""
     dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
-    if dense and _extension.loaded():
+    if dense and loaded():
         return int(importlib.import_module("genfast._C").hash_bits(tensor.detach()))
     return int(_sum_of_words(tensor))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genfast import _extension
+from genfast._extension import loaded
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.program import Gemm, Lookup, Pointwise, Program, Read, Reduce, When
 
@@ -31,7 +31,7 @@ class NativeExecutor:
     """
 
     def __init__(self, program: Program) -> None:
-        if not _extension.loaded():
+        if not loaded():
             raise UnsupportedModelError(
                 "compile_sampler: expected the compiled extension for the native executor, got none"
             )
