@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from genfast.sampling import LogisticMixture as LogisticMixture
     from genfast.sampling import check_causality as check_causality
     from genfast.sampling import compile_sampler as compile_sampler
-    from genfast.training.fit import fit as fit
     from genfast.training import load as load
+    from genfast.training.fit import fit as fit
 
 _SUBMODULES = (
     "data", "evaluation", "images", "info", "models", "nn", "ops", "sampling", "training"

@@ -87,6 +87,7 @@ class Emitter:
         self.layouts = {value: self._layout(value) for value in graph.values}
         self.tables: list[Table] = []
         self._table_numbers: dict[int, int] = {}
+        self._ticks: dict[v.Value, Indices] = {}
         self._origins: list[v.Constant | v.Condition] = []  # kept, for their ids are in use
         self._nothing = v.Constant(torch.zeros(1, 1, 1))
         self._stored: list[v.Value] = [graph.input]
@@ -128,6 +129,27 @@ class Emitter:
     def number(self, value: v.Value) -> int:
         """Return the buffer of a value that is stored."""
         return self._numbers[value]
+
+    def tick(self, when: When) -> int:
+        """Return when the single position of a grid is computed."""
+        return int(self.clock.ticks(when)[0, 0])
+
+    def ticks_of(self, source: v.Source) -> Indices:
+        """Return when each feature of a source on a single position is computed; 0 if it is not."""
+        origin = source.origin
+        if not isinstance(origin, v.Value):
+            return np.zeros(source.count, dtype=np.int64)
+        if origin not in self._ticks:
+            ticks = {when: self.tick(when) for when in set(self.times[origin]) if when is not None}
+            self._ticks[origin] = np.array(
+                [0 if when is None else ticks[when] for when in self.times[origin]]
+            )
+        return self._ticks[origin][features_of(source)]
+
+    def add_partial(self, value: v.Value, when: When, features: Indices) -> int:
+        """Return a new buffer for sums of some features, computed before the features are."""
+        self._partials.append((f"{self._name(value)}, early taps", Group(when, features)))
+        return len(self._stored) + len(self._partials) - 1
 
     def locate(self, source: v.Source, features: Indices) -> tuple[int, bool, Indices]:
         """Return the buffer or table of a source, and the slots of features of its origin."""
@@ -174,11 +196,13 @@ class Emitter:
         """Return all instructions, in the order of computation."""
         found: list[Instruction] = []
         for value in self._stored[1:]:
+            body = value.body
+            if isinstance(body, v.Conv) and is_dense(value):
+                found += emit_dense(self, value, body)
+                continue
             for group in self.layouts[value].groups:
-                body = value.body
                 if isinstance(body, v.Conv):
-                    conv = emit_dense(self, value, body, group) if is_dense(value) else None
-                    found += conv or self._conv(value, body, group)
+                    found += self._conv(value, body, group)
                 elif isinstance(body, v.Flatten):
                     found += emit_flatten(self, value, body, group)
                 elif isinstance(body, v.Unflatten):
@@ -206,8 +230,7 @@ class Emitter:
             yield Gemm(number, first, count, group.when, tuple(late), bias, (), body.up, body.down)
             return
         when = replace(group.when, span=True, after=0)
-        partial = len(self._stored) + len(self._partials)
-        self._partials.append((f"{self._name(value)}, early taps", Group(when, group.features)))
+        partial = self.add_partial(value, when, group.features)
         yield Gemm(partial, 0, count, when, tuple(early), bias, (), body.up, body.down)
         initial = (Read(partial, 0, 1, count, bottom=value.height, right=value.width),)
         yield Gemm(number, first, count, group.when, tuple(late), None, initial, body.up, body.down)

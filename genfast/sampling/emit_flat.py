@@ -3,7 +3,7 @@
 Their slots are sorted by time, so what a feature reads is mostly one run of earlier slots.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from genfast.sampling import values as v
-from genfast.sampling.dependence import features_of, is_dense, spread
+from genfast.sampling.dependence import NEVER, features_of, is_dense, spread
 from genfast.sampling.fuse import operands_of, runs
 from genfast.sampling.program import Gemm, Instruction, Pointwise, Read, Tap
 
@@ -25,6 +25,8 @@ Indices = npt.NDArray[np.int64]
 
 # Products with zeros that are cheaper than one more tap.
 _GAP = 32
+# Features that fill the vectors of a product. Outputs of fewer are computed in blocks, then dealt.
+_BLOCK = 32
 
 
 def dense_into_grid(graph: v.Graph) -> dict[v.Value, v.Value]:
@@ -46,6 +48,7 @@ def dense_into_grid(graph: v.Graph) -> dict[v.Value, v.Value]:
         if isinstance(value.body, v.Unflatten):
             (origin, *others) = {source.origin for source in value.body.inputs}
             alone = isinstance(origin, v.Value) and not others and set(readers[origin]) == {value}
+            alone = alone and value.features >= _BLOCK
             if alone and isinstance(origin, v.Value) and is_dense(origin):
                 found[value] = origin
     return found
@@ -97,12 +100,49 @@ def emit_flatten(
             at += read.count
 
 
-def emit_dense(emitter: "Emitter", value: v.Value, body: v.Conv, group: "Group") -> Iterator[Gemm]:
-    """Multiply by the rows of the weight that are not zero."""
-    bias = None if body.bias is None else emitter.numbers_of(body.bias[group.features])
-    first = emitter.slots(value, group.features)
-    taps = tuple(_dense_taps(emitter, body, group.features))
-    yield Gemm(emitter.number(value), first, len(group.features), group.when, taps, bias)
+def emit_dense(emitter: "Emitter", value: v.Value, body: v.Conv) -> Iterator[Gemm]:
+    """Multiply by the rows of the weight that are not zero, in blocks of features.
+
+    What is known when a block begins is multiplied for all of its features at once, for few
+    features at a time would waste most of a vector; each adds the rest in its own time.
+    """
+    number, slots = emitter.number(value), emitter.layouts[value].slots
+
+    def bias_of(features: Indices) -> Tensor | None:
+        return None if body.bias is None else emitter.numbers_of(body.bias[features])
+
+    for block in _blocks(emitter.layouts[value].groups):
+        features = np.concatenate([group.features for group in block])
+        when = block[0].when
+        known = emitter.tick(when)
+        early = tuple(_dense_taps(emitter, body, features, last=known)) if len(block) > 1 else ()
+        partial = -1
+        if early:
+            partial = emitter.add_partial(value, when, features)
+            yield Gemm(partial, 0, len(features), when, early, bias_of(features))
+        done = 0
+        for group in block:
+            count, first = len(group.features), int(slots[group.features[0]])
+            if early:
+                taps = tuple(_dense_taps(emitter, body, group.features, after=known))
+                initial = (Read(partial, done, 1, count, bottom=1, right=1),)
+                yield Gemm(number, first, count, group.when, taps, None, initial)
+            else:
+                taps = tuple(_dense_taps(emitter, body, group.features))
+                yield Gemm(number, first, count, group.when, taps, bias_of(group.features))
+            done += count
+
+
+def _blocks(groups: "Sequence[Group]") -> "Iterator[list[Group]]":
+    """Yield groups that follow one another, until they have enough features together."""
+    block: list[Group] = []
+    for group in groups:
+        block.append(group)
+        if sum(len(each.features) for each in block) >= _BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
 
 
 def emit_unflatten(
@@ -156,16 +196,24 @@ def _selection(
 
 
 def _dense_taps(
-    emitter: "Emitter", body: v.Conv, columns: Indices, phase: tuple[int, int] = (0, 0)
+    emitter: "Emitter",
+    body: v.Conv,
+    columns: Indices,
+    phase: tuple[int, int] = (0, 0),
+    after: int = -1,
+    last: int = int(NEVER),
 ) -> Iterator[Tap]:
     """Yield the taps of some features of a dense layer: runs of slots, across small gaps of zeros.
 
-    Slots between two that are read belong to features that are computed no later.
+    Of what is computed after tick `after` and up to tick `last`. Slots between two that are read
+    belong to features that are computed no later.
     """
     for first, source in spread(body.inputs):
         for tap in body.taps:
             weight = tap.weight.detach()[first : first + source.count, columns]
-            live = np.flatnonzero((weight != 0).any(dim=1).cpu().numpy())
+            ticks = emitter.ticks_of(source)
+            used = (weight != 0).any(dim=1).cpu().numpy() & (ticks > after) & (ticks <= last)
+            live = np.flatnonzero(used)
             if len(live) == 0:
                 continue
             number, table, slots = emitter.locate(source, features_of(source)[live])

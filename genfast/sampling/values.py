@@ -59,7 +59,7 @@ class Source:
     Reader's position (i, j) sees position (i + dy, j + dx) and features start, start + step, ...;
     outside rows top .. bottom - 1 and columns left .. right - 1 of the origin it sees `fill`.
     Bounds are never beyond the origin's own grid (a constant axis of size 1 has no bounds of its
-    own: it is read at 0 wherever the bounds hold). `moved` names the operation that shifted it last.
+    own: it is read at 0 wherever the bounds hold). `moved`: the operation that shifted it last.
     """
 
     origin: Value | Constant | Condition

@@ -34,7 +34,9 @@ class Interpreter:
         self.data = [np.full((n, b.rows, b.columns, b.features), np.nan) for b in program.buffers]
         self.tags = [np.full((b.rows, b.columns, b.features), -1) for b in program.buffers]
         self.tables = [
-            (t.data if t.data is not None else (conditions or [])[t.condition or 0]).double().numpy()
+            (t.data if t.data is not None else (conditions or [])[t.condition or 0])
+            .double()
+            .numpy()
             for t in program.tables
         ]
 
