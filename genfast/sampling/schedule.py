@@ -179,7 +179,7 @@ def _options(
                 choices = [_input_time(value, clock, found[value].ready[klass])]
             elif is_single(value, clock):
                 choices = [*_single_times(clock, int(ready[0, 0]))]
-                if with_spans and not found[value].links:
+                if with_spans:
                     choices = [*_single_span_times(clock, int(ready[0, 0])), *choices]
             else:
                 choices = [*_pixel_times(value, clock, ready, needed[unit])]
