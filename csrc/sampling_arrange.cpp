@@ -23,9 +23,12 @@ double instruction_ns(const Instruction<scalar_t>& instruction, double rows, dou
   const double width = sizeof(scalar_t);
   switch (instruction.kind) {
     case Kind::kGemm: {
-      const double weights = static_cast<double>(instruction.K * instruction.count) * width * part;
+      // A position has the taps of one phase.
+      const double inputs =
+          static_cast<double>(instruction.K) / static_cast<double>(instruction.up * instruction.up);
+      const double weights = inputs * static_cast<double>(instruction.count) * width * part;
       // Sums shorter than a few vectors wait for each other.
-      const double chain = static_cast<double>(instruction.K) * 1.5;
+      const double chain = inputs * 1.5;
       return kInstructionNs +
              std::max({rows * weights / kBytesPerNs, weights / bytes_per_ns, chain});
     }
@@ -44,6 +47,15 @@ double positions_of(const Plan<scalar_t>& plan, const Group<scalar_t>& group) {
   if (!group.when.span) return 1;
   const int64_t columns = std::min(plan.span, plan.width);
   return static_cast<double>(std::max<int64_t>(1, columns / group.when.column_scale));
+}
+
+// How often a group runs for one image.
+template <typename scalar_t>
+double times_of(const Plan<scalar_t>& plan, const Group<scalar_t>& group) {
+  const WhenSpec& when = group.when;
+  const double pixels = static_cast<double>(plan.height * plan.width) /
+                        static_cast<double>(when.row_scale * when.column_scale);
+  return std::min(pixels, static_cast<double>(when.height * when.width)) / positions_of(plan, group);
 }
 
 template <typename scalar_t>
@@ -177,7 +189,7 @@ bool sharing_everything() {
 
 template <typename scalar_t>
 Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads) {
-  Arrangement<scalar_t> made{threads, {}};
+  Arrangement<scalar_t> made{threads, {}, {}};
   const double speed = bytes_per_ns(pixel_weights(plan));
   for (const auto& list : threads == 1 ? plan.lists : plan.team_lists) {
     auto& assignments = made.lists.emplace_back();
@@ -197,6 +209,16 @@ Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads
       }
       assignments.push_back(assignment);
     }
+    auto& rows = made.rows.emplace_back(static_cast<size_t>(plan.height));
+    for (size_t g = 0; g < assignments.size(); ++g) {
+      const WhenSpec& when = assignments[g].group->when;
+      for (int64_t row = std::max<int64_t>(0, when.row_offset); row < plan.height; ++row) {
+        const int64_t i = row - when.row_offset;
+        if (i % when.row_scale == 0 && i / when.row_scale < when.height) {
+          rows[static_cast<size_t>(row)].push_back(static_cast<int32_t>(g));
+        }
+      }
+    }
   }
   return made;
 }
@@ -204,14 +226,10 @@ Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads
 template <typename scalar_t>
 double estimate(const Plan<scalar_t>& plan, int64_t n) {
   const double speed = bytes_per_ns(pixel_weights(plan));
-  const double pixels = static_cast<double>(plan.height * plan.width);
   double ns = 0;
   for (size_t list = 0; list < plan.lists.size(); ++list) {
     for (const auto& group : plan.lists[list]) {
-      const double times = pixels /
-                           static_cast<double>(group.when.row_scale * group.when.column_scale) /
-                           positions_of(plan, group);
-      ns += times * group_ns(plan, group, static_cast<double>(n), speed, 1);
+      ns += times_of(plan, group) * group_ns(plan, group, static_cast<double>(n), speed, 1);
     }
   }
   return ns;
@@ -225,13 +243,10 @@ bool team_is_faster(const Plan<scalar_t>& plan, int64_t n, int threads) {
   const double alone = estimate(plan, static_cast<int64_t>(each));
   const Arrangement<scalar_t> team = arrange(plan, n, threads);
   const double speed = bytes_per_ns(pixel_weights(plan) / threads);
-  const double pixels = static_cast<double>(plan.height * plan.width);
   double together = 0;
   for (const auto& list : team.lists) {
     for (const auto& assignment : list) {
-      const auto& when = assignment.group->when;
-      const double times = pixels / static_cast<double>(when.row_scale * when.column_scale) /
-                           positions_of(plan, *assignment.group);
+      const double times = times_of(plan, *assignment.group);
       const bool solo = assignment.split == Split::kSolo;
       const bool rows = assignment.split == Split::kRows;
       const double part = assignment.split == Split::kFeatures ? 1.0 / threads : 1.0;

@@ -38,6 +38,8 @@ template <typename scalar_t>
 struct Arrangement {
   int threads;
   std::vector<std::vector<Assignment<scalar_t>>> lists;  // as in Plan
+  // For each list and row of the scan, the assignments that compute something there, in order.
+  std::vector<std::vector<std::vector<int32_t>>> rows;
 };
 
 // For a team of threads that works through one block of n images together.

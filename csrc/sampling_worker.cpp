@@ -112,15 +112,10 @@ void Worker<scalar_t>::run_list(const Block<scalar_t>& block, size_t list, int64
   const auto& assignments = arrangement_.lists[list];
   const int64_t count = static_cast<int64_t>(assignments.size());
   int64_t settled = 0;  // groups before this one are finished on all threads
-  for (int64_t g = 0; g < count; ++g) {
+  for (const int64_t g : arrangement_.rows[list][static_cast<size_t>(r)]) {
     const Assignment<scalar_t>& assignment = assignments[static_cast<size_t>(g)];
     const WhenSpec& when = assignment.group->when;
-    int64_t i = r - when.row_offset;
-    if (when.row_scale != 1) {
-      if (i % when.row_scale != 0) continue;
-      i /= when.row_scale;
-    }
-    if (i < 0 || i >= when.height) continue;
+    const int64_t i = (r - when.row_offset) / when.row_scale;
     int64_t first = c0 - when.column_offset, last = c1 - 1 - when.column_offset;
     if (when.column_scale != 1) {
       first = ceil_div(first, when.column_scale);
