@@ -55,7 +55,8 @@ double times_of(const Plan<scalar_t>& plan, const Group<scalar_t>& group) {
   const WhenSpec& when = group.when;
   const double pixels = static_cast<double>(plan.height * plan.width) /
                         static_cast<double>(when.row_scale * when.column_scale);
-  return std::min(pixels, static_cast<double>(when.height * when.width)) / positions_of(plan, group);
+  return std::min(pixels, static_cast<double>(when.height * when.width)) /
+         positions_of(plan, group);
 }
 
 template <typename scalar_t>
