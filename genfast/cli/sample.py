@@ -51,6 +51,21 @@ def sample(
             "varied (default 1).",
         ),
     ] = None,
+    top_k: Annotated[
+        int | None,
+        option(
+            metavar="N",
+            help="Models with a softmax: draw among the N most probable levels (default: all).",
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        option(
+            metavar="P",
+            help="Models with a softmax: draw among the most probable levels that together reach "
+            "this probability (default: all).",
+        ),
+    ] = None,
     label: Annotated[
         int | None,
         option(
@@ -93,7 +108,8 @@ def sample(
     if output is None and npz is None:
         output = run / ("sample" if of_sounds else "sample.png")
     _check_output(output, npz, of_sounds)
-    options = _options(model, temperature=temperature, length=length)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "length": length}
+    options = _options(model, given)
     labels = _labels(model, count, label)
     start = time.perf_counter()
     drawn = _draw(model, count, batch_size, seed, labels, progress=progress, **options)
@@ -126,7 +142,7 @@ def _check_output(output: Path | None, npz: Path | None, of_sounds: bool) -> Non
                 raise InputError(f"sample: expected the name of a file, got the folder {path}")
 
 
-def _options(model: "GenerativeModel", **given: Any) -> dict[str, Any]:
+def _options(model: "GenerativeModel", given: dict[str, Any]) -> dict[str, Any]:
     """Return the options that were given; refuse those that this model's `sample` does not have."""
     wanted = {name: value for name, value in given.items() if value is not None}
     known = inspect.signature(model.sample).parameters

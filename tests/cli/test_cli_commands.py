@@ -186,6 +186,18 @@ def test_temperature_sharpens(genfast, trained, tmp_path):
     assert len(cold.unique()) < len(hot.unique())
 
 
+def test_only_the_most_probable_levels_are_drawn(genfast, trained, tmp_path):
+    def draw(*words):
+        path = tmp_path / "drawn.npz"
+        words = ["-n", 3, "--npz", path, "--no-progress", *words]
+        assert genfast("sample", trained("pixelcnn"), *words).code == 0
+        return read_npz(path, "all").images.tolist()
+
+    likeliest = draw("--top-k", 1)
+    assert draw("--top-k", 1, "--seed", 5) == draw("--top-p", 1e-9) == likeliest
+    assert draw() != likeliest
+
+
 def test_evaluate_prints_json_alone_on_demand(genfast, trained, data):
     words = ["--samples", 20, "--classifier", "logistic", "--json", "-", "--split", "train"]
     result = genfast("evaluate", trained("gan"), "--data", data, *words)

@@ -15,6 +15,8 @@ from tests.training.fakes import SHAPE, Fake, images
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "pixelcnn": {"channels": 4, "blocks": 1, "head_channels": 4, "kernel_size": 3},
+    "gated_pixelcnn": {"channels": 4, "layers": 1, "head_channels": 4, "kernel_size": 3},
+    "pixelcnn_plus_plus": {"filters": 2, "resnets": 1, "mixtures": 2},
     "autoencoder": {"latent_dim": 3, "hidden": (8,)},
     "vae": {"latent_dim": 3, "hidden": (8,)},
     "gan": {"latent_dim": 3, "channels": 4, "critic_steps": 2},
