@@ -1,6 +1,7 @@
 #include "csrc/sampling_run.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace genfast::sampling {
 namespace {
@@ -9,6 +10,13 @@ namespace {
 constexpr double kThreadNs = 150e3;
 // Images that make it worthwhile for a team to meet before and after drawing.
 constexpr int64_t kTeamDraws = 8;
+// Spans of a sound that one call covers where the whole is given.
+constexpr int64_t kForcedSpans = 64;
+
+double now_ns() {
+  using Clock = std::chrono::steady_clock;
+  return std::chrono::duration<double, std::nano>(Clock::now().time_since_epoch()).count();
+}
 
 }  // namespace
 
@@ -73,6 +81,8 @@ void Run<scalar_t>::parallel(int threads, double ns, Function function) {
   const int useful = static_cast<int>(std::clamp(ns / kThreadNs, 1.0, 1024.0));
   threads = std::max(1, sharing_everything() ? threads : std::min(threads, useful));
   if (!team_) threads = std::min(threads, static_cast<int>(blocks_.size()));
+  if (team_ && !sharing_everything()) threads = crew_.choose(threads);
+  const double begin = now_ns();
   while (true) {
     prepare(threads);
     for (auto& worker : workers_) worker->start();
@@ -90,6 +100,7 @@ void Run<scalar_t>::parallel(int threads, double ns, Function function) {
     if (complete) break;
     threads = 1;
   }
+  crew_.note(threads, now_ns() - begin, ns);
   check_indices();
 }
 
@@ -188,8 +199,8 @@ template <typename scalar_t>
 void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads) {
   require_position(row_ == 0 && column_ == 0 && draw_ == 0 && !ready_, "a run that has just begun");
   const int64_t H = plan_->height, W = plan_->width, features = plan_->colours * plan_->encoded;
-  parallel(threads, total_ns_, [&](auto& worker, const auto& block, int) {
-    scan(worker, block, 0, 0, H, W, [&](size_t d, int64_t r, int64_t c) {
+  const auto draw_given = [&](auto& worker, const auto& block) {
+    return [&](size_t d, int64_t r, int64_t c) {
       worker.settle(false);
       if (worker.member() == 0) {
         const Draw<scalar_t>& draw = plan_->draws[d];
@@ -205,8 +216,18 @@ void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out,
         }
       }
       worker.wrote(false);
-    });
-  });
+    };
+  };
+  const int64_t step = H == 1 ? kForcedSpans * plan_->span : W;
+  const double ns = total_ns_ * static_cast<double>(std::min(step, W)) / static_cast<double>(H * W);
+  for (int64_t row = 0; row < H; ++row) {
+    for (int64_t column = 0; column < W; column += step) {
+      parallel(threads, ns, [&](auto& worker, const auto& block, int) {
+        const int64_t end = std::min(column + step, W);
+        scan(worker, block, row, column, row + 1, end, draw_given(worker, block));
+      });
+    }
+  }
   row_ = H;
 }
 

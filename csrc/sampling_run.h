@@ -31,6 +31,29 @@ struct CategoricalJob {
   double* log_probs;       // [n], added to
 };
 
+// Whether a team is worth having is measured as a run goes on: estimates know nothing of cores that
+// are busy with something else, where a team waits for its slowest member at every step.
+class Crew {
+ public:
+  // How many threads the next call takes, of those it may.
+  int choose(int threads) const {
+    if (threads == 1 || team_ < kGood) return threads;
+    return solo_ == 0 || solo_ < team_ ? 1 : threads;
+  }
+
+  // A call took so many nanoseconds; one thread was expected to take `expected`.
+  void note(int threads, double ns, double expected) {
+    double& mean = threads == 1 ? solo_ : team_;
+    const double cost = ns / expected;
+    mean = mean == 0 ? cost : 0.5 * (mean + cost);
+  }
+
+ private:
+  // As fast as this beside the estimate of one thread, nothing else is tried.
+  static constexpr double kGood = 0.7;
+  double team_ = 0, solo_ = 0;  // time taken by time expected; 0: not tried
+};
+
 template <typename scalar_t>
 class Run {
  public:
@@ -92,6 +115,7 @@ class Run {
   std::shared_ptr<const Plan<scalar_t>> plan_;
   const int64_t n_;
   bool team_;
+  Crew crew_;
   double total_ns_;
   std::vector<Block<scalar_t>> blocks_;
   // Position: everything before draw d of (r, c) is drawn; `ready_`: its parameters are computed.
