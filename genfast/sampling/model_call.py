@@ -117,7 +117,7 @@ class ModelCall:
             UnsupportedModelError: it fails on both.
         """
         planes = self.random_planes(seed)
-        first_error: Exception | None = None
+        errors: list[Exception] = []
         for integers in (True, False) if not planes.is_floating_point() else (False,):
             self.integers = integers
             x = self.as_input(planes)
@@ -126,16 +126,16 @@ class ModelCall:
             except UnsupportedModelError:
                 raise
             except Exception as error:
-                first_error = first_error or error
+                errors.append(error)
                 continue
             return x
         self.integers = None
-        assert first_error is not None
-        line = str(first_error).strip().split("\n")[0]
+        lines = [f"{type(each).__name__}: {str(each).strip().splitlines()[0:1]}" for each in errors]
+        kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
         raise UnsupportedModelError(
-            f"compile_sampler: expected a model that takes x {list(x.shape)} {planes.dtype}, "
-            f"got {type(first_error).__name__}: {line}"
-        ) from first_error
+            f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
+            f"got {'; then '.join(lines)}"
+        ) from errors[-1]
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
@@ -219,6 +219,11 @@ def conditions_of(
     found = {}
     for name, value in conditioning.items():
         tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value)).to(device)
+        if like is not None and _kind(tensor) != _kind(like[name]):
+            raise InputError(
+                f"sample: expected {name} to be {_kind(like[name])} as its example is, "
+                f"got dtype={tensor.dtype}"
+            )
         rank = like[name].dim() if like is not None else max(1, tensor.dim())
         if rank > 0:
             each = tensor[None] if tensor.dim() == rank - 1 else tensor
@@ -229,6 +234,12 @@ def conditions_of(
             tensor = each.expand(n, *each.shape[1:])
         found[name] = tensor
     return found
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype == torch.bool:
+        return "bool"
+    return "floating point" if tensor.is_floating_point() else "integer"
 
 
 def traced_conditions(conditioning: Mapping[str, Any] | None) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from genfast.sampling.model_call import (
     traced_conditions,
 )
 from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
+from genfast.sampling.trial import find_causal_way
 
 
 @overload
@@ -108,7 +109,10 @@ def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the paramete
     start, kept = known_symbols(size, distribution, dtype, known, known_mask)
     given = conditions_of(dict(conditions or {}), n, device, None)
     two = traced_conditions(given)
-    _, sizes = call.features(call.run(call.example(two), two), TRACED_BATCH)[0]
+    ways = call.features(call.run(call.example(two), two), TRACED_BATCH)
+    # Where the sizes of the output allow several readings, the causal one is meant.
+    way = find_causal_way(call, distribution, two, None)[0] if len(ways) > 1 else 0
+    sizes = ways[way][1]
 
     colours, height, width = call.grid
     draws, per_draw = distribution.draws(sizes, colours), distribution.noise_per_draw
@@ -125,7 +129,7 @@ def sample_naive(  # type: ignore[misc]  # the overloads abbreviate the paramete
                     if keep[site].all():
                         continue
                     output = call.run(call.as_input(call.planes(symbols)), given)
-                    planes, _ = call.features(output, n)[0]
+                    planes, _ = call.features(output, n)[way]
                     seen, left, right = features_at(planes, features, offset, width)
                     drawn = torch.full_like(symbols[site], distribution.start)
                     if left <= column < right:

@@ -10,6 +10,7 @@ from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import fingerprint
 from genfast.sampling.model_call import TRACED_BATCH, ModelCall
+from genfast.sampling.trial import find_causal_way
 
 Tables = Callable[[Mapping[str, Tensor], int], list[Tensor]]
 
@@ -22,15 +23,14 @@ def naive_compiled(
 ) -> Compiled:
     """What compiling a model gives when it stays a model.
 
-    A sound's output counts as aligned with the input's end, and as "current" unless `predicts` is
-    "next": nothing looks into the model here.
+    What its output means is found out by trying: see `trial.find_causal_way`.
     """
+    way, offset = find_causal_way(call, distribution, examples, predicts)
     x = call.example(examples)
     output = call.run(x, examples)
-    planes, sizes = call.features(output, TRACED_BATCH)[0]
+    planes, sizes = call.features(output, TRACED_BATCH)[way]
     colours, height, width = call.grid
     draws = distribution.draws(sizes, colours)
-    offset = width - planes.shape[3] + (predicts == "next")
     columns = (max(0, offset), min(width, planes.shape[3] + offset))
     names = list(examples)
 
@@ -38,7 +38,7 @@ def naive_compiled(
         return [conditions[name] for name in names]
 
     def make() -> "NaiveExecutor":
-        return NaiveExecutor(call, draws, offset, columns, names)
+        return NaiveExecutor(call, draws, way, offset, columns, names)
 
     predicted = torch.zeros(height, width, dtype=torch.bool)
     predicted[:, slice(*columns)] = True
@@ -57,17 +57,18 @@ class NaiveExecutor:
         self,
         call: ModelCall,
         draws: Sequence[DrawSpec],
+        way: int,
         offset: int,
         columns: tuple[int, int],
         names: Sequence[str],
     ) -> None:
         self._call, self._draws, self._names = call, draws, names
-        self._offset, self._columns = offset, columns
+        self._way, self._offset, self._columns = way, offset, columns
 
     def begin(self, n: int, conditions: Sequence[Tensor] = ()) -> "NaiveRun":
         """Start n events."""
         given = dict(zip(self._names, conditions, strict=True))
-        return NaiveRun(self._call, self._draws, self._offset, self._columns, given, n)
+        return NaiveRun(self._call, self._draws, self._way, self._offset, self._columns, given, n)
 
 
 class NaiveRun:
@@ -77,13 +78,14 @@ class NaiveRun:
         self,
         call: ModelCall,
         draws: Sequence[DrawSpec],
+        way: int,
         offset: int,
         columns: tuple[int, int],
         given: Mapping[str, Tensor],
         n: int,
     ) -> None:
         self._call, self._draws, self._given = call, draws, given
-        self._offset, self._columns = offset, columns
+        self._way, self._offset, self._columns = way, offset, columns
         colours, height, width = call.grid
         blank = torch.zeros(n, colours, height, width, dtype=torch.int64)
         assert call.distribution is not None
@@ -134,4 +136,4 @@ class NaiveRun:
     def _output(self, planes: Tensor) -> Tensor:
         """The model's output, [n, features, H, W']."""
         output = self._call.run(self._call.as_input(planes), self._given)
-        return self._call.features(output, len(planes))[0][0]
+        return self._call.features(output, len(planes))[self._way][0]

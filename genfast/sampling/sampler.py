@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from genfast._progress import tqdm
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
 from genfast.sampling.distributions import Categorical, Distribution
 from genfast.sampling.fingerprint import fingerprint
@@ -76,7 +76,15 @@ def compile_sampler(
     if not isinstance(distribution, Distribution):
         rule = "a distribution such as genfast.Categorical(256)"
         raise InputError(f"compile_sampler: expected {rule}, got {distribution!r}")
-    call = ModelCall(model, tuple(event_shape), distribution, forward)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"compile_sampler: expected a torch.nn.Module, got model={model!r}; a function goes "
+            "into forward="
+        )
+    if conditioning is not None and not isinstance(conditioning, Mapping):
+        rule = "conditioning by name, such as {'labels': example}"
+        raise InputError(f"compile_sampler: expected {rule}, got {type(conditioning).__name__}")
+    call = ModelCall(model, event_shape, distribution, forward)  # type: ignore[arg-type]
     return Sampler(call, distribution, conditioning or {}, predicts, executor, fallback)
 
 
@@ -255,7 +263,7 @@ class Sampler:
             return compile_model(
                 self._call, self.distribution, examples, self._predicts, self._executor
             )
-        except UnsupportedModelError as error:
+        except (UnsupportedModelError, ExactnessError) as error:
             if self._fallback is None:
                 raise
             if not self._warned:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genfast.errors import UnsupportedModelError
+from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.dependence import (
     NEVER,
     Dependence,
@@ -92,6 +92,11 @@ def make_schedule(
     """
     due = _draw_deadlines(graph, found, clock, reads)
     needed = _needed(graph, found, due)
+    if due and not any(bool((tick < NEVER).any()) for _, tick in due):
+        raise InputError(
+            "compile_sampler: expected a model that predicts some symbol of the event, got one "
+            f"whose first prediction is past its end: {graph.input.width} symbols are too few"
+        )
     for with_spans in (True, False):
         options = _options(graph, found, clock, needed, with_spans)
         schedule, stuck = _choose(graph, found, clock, needed, options, due)
