@@ -101,7 +101,7 @@ def compile_model(
         f"{describe(program)}\nExecutor: {name}",
         captured.dtype,
         captured.device,
-        ((), ()),
+        (),
     )
     compiled.error, compiled.output_sizes = verify(
         first,

@@ -1,4 +1,4 @@
-"""Have a model's weights changed?"""
+"""Has a model changed?"""
 
 import importlib
 from collections.abc import Iterator
@@ -9,63 +9,58 @@ from torch import Tensor, nn
 
 from genfast._extension import loaded
 
-Numbers = tuple[tuple[str, torch.dtype, torch.device, tuple[int, ...], int], ...]
-Fingerprint = tuple[Numbers, tuple[tuple[str, str], ...]]
+Fingerprint = tuple[tuple[object, ...], ...]
 
 
 def fingerprint(model: nn.Module) -> Fingerprint:
-    """What every parameter and buffer is: name, dtype, device, shape and a hash of its bits.
+    """What a forward pass depends on: every tensor's bits, and what else modules hold.
 
-    Tensors that are plain attributes of a module, or in a list or dict of one, as some masks are,
-    count too, and so do the numbers, words and hooks of modules. The hash depends on where each
-    number stands, so exchanging two of them changes it.
+    Of tensors name, dtype, device, shape and a hash that depends on where each number stands, so
+    that exchanging two of them changes it: parameters, buffers, and plain attributes of modules,
+    also within lists and dicts, as some masks are. Of modules their classes, hooks, numbers and
+    words. It is taken at every call of a sampler, so it is one quick walk.
     """
+    hash_bits = importlib.import_module("genfast._C").hash_bits if loaded() else None
+    entries: list[tuple[object, ...]] = []
     with torch.no_grad():
-        tensors = tuple(
-            (name, tensor.dtype, tensor.device, tuple(tensor.shape), _hash(tensor))
-            for name, tensor in _tensors(model)
-        )
-    return tensors, tuple(_structure(model))
+        for name, module in model.named_modules():
+            hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
+            entries.append((name, type(module).__qualname__, *hooks))
+            for tensors in (module._parameters, module._buffers):
+                for key, tensor in tensors.items():
+                    if tensor is not None:
+                        entries.append(_entry(name, key, tensor, hash_bits))
+            for key, value in vars(module).items():
+                if key[0] == "_" or key == "training":
+                    continue
+                if isinstance(value, bool | int | float | str):
+                    entries.append((name, key, repr(value)))
+                elif isinstance(value, Tensor | list | tuple | dict):
+                    within = _within(key, value)
+                    entries += [_entry(name, path, each, hash_bits) for path, each in within]
+    return tuple(entries)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            if not key.startswith("_"):
-                yield from _within(f"{name}.{key}", value)
-
-
-def _within(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+def _within(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
     """Tensors in an attribute, or in lists, tuples and dicts of one."""
     if isinstance(value, Tensor):
-        if value.layout == torch.strided:
-            yield name, value
+        yield path, value
     elif isinstance(value, list | tuple):
         for number, each in enumerate(value):
-            yield from _within(f"{name}.{number}", each)
+            yield from _within(f"{path}.{number}", each)
     elif isinstance(value, dict):
         for key, each in value.items():
-            yield from _within(f"{name}.{key}", each)
+            yield from _within(f"{path}.{key}", each)
 
 
-def _structure(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What a forward pass may depend on beside tensors: classes, numbers and words, hooks."""
-    for name, module in model.named_modules():
-        yield name, type(module).__qualname__
-        yield name, f"{len(module._forward_hooks)} {len(module._forward_pre_hooks)}"
-        for key, value in vars(module).items():
-            if key != "training" and isinstance(value, bool | int | float | str):
-                yield f"{name}.{key}", repr(value)
-
-
-def _hash(tensor: Tensor) -> int:
-    """Hash the bits of a tensor, in compiled code where it lies on the CPU."""
-    dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
-    if dense and loaded():
-        return int(importlib.import_module("genfast._C").hash_bits(tensor.detach()))
-    return int(_sum_of_words(tensor))
+def _entry(name: str, key: str, tensor: Tensor, hash_bits: Any) -> tuple[object, ...]:
+    dense = tensor.layout == torch.strided
+    number = None
+    if dense and hash_bits is not None and tensor.device.type == "cpu":
+        number = hash_bits(tensor)
+    elif dense:
+        number = int(_sum_of_words(tensor))
+    return name, key, tensor.dtype, tensor.device, tensor.shape, number
 
 
 def _sum_of_words(tensor: Tensor) -> Tensor:
