@@ -236,10 +236,15 @@ def test_ctrl_c_by_signal_stops_a_long_run(executor):
     before = sampler.sample(2, seed=1)
     long = genfast.compile_sampler(model, shape, distribution, predicts="next", executor=executor) \
         if executor == "native" else None  # fmt: skip
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        for _ in range(1000):
-            (long or sampler).sample(64, seed=1)
+    # A shell starts what runs in its background with the signal ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            for _ in range(1000):
+                (long or sampler).sample(64, seed=1)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert torch.equal(sampler.sample(2, seed=1), before)
 
 
