@@ -12,7 +12,7 @@ from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import Fingerprint, fingerprint
-from genfast.sampling.model_call import ModelCall
+from genfast.sampling.model_call import ModelCall, first_line
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
 from genfast.sampling.reference import ReferenceExecutor
@@ -89,7 +89,15 @@ def compile_model(
         return first_executor(program, name if isinstance(executor, str) else executor)[0]
 
     def tables(conditions: Mapping[str, Tensor], n: int) -> list[Tensor]:
-        return captured.condition_tensors(graph.conditions, conditions, n)
+        try:
+            return captured.condition_tensors(graph.conditions, conditions, n)
+        except (IndexError, RuntimeError) as error:
+            # What the model does with conditioning of the right shape, such as a look-up, failed.
+            got = ", ".join(f"{name}={_summary(each)}" for name, each in conditions.items())
+            raise InputError(
+                f"sample: expected conditioning that the model takes, got {got}: "
+                f"{first_line(error)}"
+            ) from error
 
     compiled = Compiled(
         draws,
@@ -159,6 +167,13 @@ def predicted(program: Program, draw: Draw) -> Tensor:
         i, j = row + read.dy, column + read.dx
         inside &= (i >= max(read.top, 0)) & (i < bottom) & (j >= max(read.left, 0)) & (j < right)
     return inside
+
+
+def _summary(tensor: Tensor) -> str:
+    """Integers by their range, which is what look-ups fail on; other numbers by their shape."""
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
+        return str(list(tensor.shape))
+    return f"{int(tensor.min())} .. {int(tensor.max())}"
 
 
 def _offset(graph: Any, draws: list[DrawSpec], program: Program) -> int:

@@ -13,6 +13,7 @@ from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways
+from genfast.sampling.request import tensor_of
 
 Forward = Callable[..., Tensor]
 TRACED_BATCH = 2
@@ -130,7 +131,7 @@ class ModelCall:
                 continue
             return x
         self.integers = None
-        lines = [f"{type(each).__name__}: {str(each).strip().splitlines()[0:1]}" for each in errors]
+        lines = [first_line(each) for each in errors]
         kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
         raise UnsupportedModelError(
             f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
@@ -195,6 +196,12 @@ class ModelCall:
         ]
 
 
+def first_line(error: Exception) -> str:
+    """The class of an error and what it says first."""
+    text = str(error).strip()
+    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
+
+
 def conditions_of(
     conditioning: Mapping[str, Any], n: int, device: torch.device, like: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
@@ -209,7 +216,7 @@ def conditions_of(
         like: the examples given when compiling: their names are the ones allowed and needed.
 
     Raises:
-        InputError: a name or batch size does not fit.
+        InputError: a name, dtype or batch size does not fit, or there are no numbers.
     """
     if like is not None and set(conditioning) != set(like):
         raise InputError(
@@ -218,12 +225,9 @@ def conditions_of(
         )
     found = {}
     for name, value in conditioning.items():
-        tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value)).to(device)
-        if like is not None and _kind(tensor) != _kind(like[name]):
-            raise InputError(
-                f"sample: expected {name} to be {_kind(like[name])} as its example is, "
-                f"got dtype={tensor.dtype}"
-            )
+        tensor = tensor_of("sample", name, value).to(device)
+        if like is not None:
+            tensor = _of_dtype(name, tensor, like[name].dtype)
         rank = like[name].dim() if like is not None else max(1, tensor.dim())
         if rank > 0:
             each = tensor[None] if tensor.dim() == rank - 1 else tensor
@@ -236,17 +240,34 @@ def conditions_of(
     return found
 
 
-def _kind(tensor: Tensor) -> str:
-    if tensor.dtype == torch.bool:
-        return "bool"
-    return "floating point" if tensor.is_floating_point() else "integer"
+def _of_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Conditioning in the dtype of its example; integers may stand for real numbers."""
+    kinds = (_kind(tensor.dtype), _kind(dtype))
+    if kinds[0] != kinds[1] and kinds != ("integer", "floating point"):
+        raise InputError(
+            f"sample: expected {name} to be {kinds[1]} as its example is, got {name}={tensor.dtype}"
+        )
+    if kinds[1] == "integer" and tensor.numel() > 0:
+        low, high, held = int(tensor.min()), int(tensor.max()), torch.iinfo(dtype)
+        if low < held.min or high > held.max:
+            raise InputError(
+                f"sample: expected {name} within {dtype} as its example is, "
+                f"got {name}={low} .. {high}"
+            )
+    return tensor.to(dtype)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool or dtype.is_complex:
+        return "complex" if dtype.is_complex else "bool"
+    return "floating point" if dtype.is_floating_point else "integer"
 
 
 def traced_conditions(conditioning: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Examples of conditioning, repeated or cut to the two images that a model is traced with."""
     traced = {}
     for name, value in (conditioning or {}).items():
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        tensor = tensor_of("compile_sampler", name, value)
         if tensor.dim() > 0:
             if tensor.shape[0] == 0:
                 raise InputError(

@@ -22,7 +22,14 @@ from genfast.sampling.model_call import (
 )
 from genfast.sampling.naive_executor import naive_compiled
 from genfast.sampling.protocol import Run
-from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
+from genfast.sampling.request import (
+    Options,
+    draw_noise,
+    known_symbols,
+    require,
+    require_count,
+    tensor_of,
+)
 from genfast.sampling.state import SamplerState
 
 _COLUMNS_AT_ONCE = 512  # of a sound, between two looks at Ctrl-C
@@ -123,8 +130,8 @@ class Sampler:
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
-        known: Tensor | None = None,
-        known_mask: Tensor | None = None,
+        known: Any = None,
+        known_mask: Any = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -137,12 +144,13 @@ class Sampler:
 
         Args:
             n: at least 1.
-            seed: which noise, in [0, 2**63).
+            seed: which noise, an integer in [0, 2**63).
             generator: where a missing seed comes from; torch's global one by default.
-            known: symbols to complete, of a shape that broadcasts to [n, *event_shape]; without
-                `known_mask`, negative levels (NaN in continuous symbols) mark what to draw.
+            known: symbols to complete, a tensor, array or list of a shape that broadcasts to
+                [n, *event_shape]; without `known_mask`, negative levels (NaN in continuous symbols)
+                mark what to draw.
             known_mask: bool, broadcasts likewise; true where `known` is to be kept.
-            temperature: above 0; see the distribution's `draw`.
+            temperature: at least 1e-6; see the distribution's `draw`. `top_k=1` is the limit at 0.
             top_k: only the k most probable levels are drawn, see `Categorical.draw`.
             top_p: only the most probable levels that reach this probability are drawn.
             first: number of the first event in its stream of noise: `sample(4, seed=s, first=4)`
@@ -170,9 +178,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             rows, columns = self._call.grid[1:]
             with tqdm(total=rows * columns, unit="pixel", disable=not progress) as bar:
-                is_simple = top_k is None and top_p is None and hasattr(run, "sample_categorical")
-                if is_simple and isinstance(self.distribution, Categorical):
-                    events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
+                is_simple = options.top_k is None and options.top_p is None
+                is_simple = is_simple and hasattr(run, "sample_categorical")
+                if is_simple and type(self.distribution) is Categorical:
+                    drawn = (run, noise, start, keep, options.temperature, bar)
+                    events, log_prob = self._sample_fast(*drawn)
                 else:
                     state = self._state(run, compiled, noise, options)
                     state.count_log_prob = return_log_prob
@@ -208,11 +218,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
 
-    def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def logits(self, x: Any, **conditioning: Any) -> Tensor:
         """The model's output for events x, computed incrementally, symbol by symbol.
 
         Args:
-            x: symbols [N, *event_shape].
+            x: symbols [N, *event_shape], a tensor, array or list.
             **conditioning: as in `sample`.
 
         Returns:
@@ -220,6 +230,7 @@ class Sampler:
             the symbol there. For a model whose output at t predicts the symbol at t + k, that is
             its output at t - k. NaN where nothing predicts a symbol.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         features = 1 + max(max(each) for _, _, each in compiled.draws)
         count = max(features, int(torch.Size(compiled.output_sizes).numel()))
@@ -233,11 +244,12 @@ class Sampler:
             output[:, mine] = seen.masked_fill(~where.to(seen.device), torch.nan)
         return output.view(n, *compiled.output_sizes, *self._call.spatial)
 
-    def log_prob(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def log_prob(self, x: Any, **conditioning: Any) -> Tensor:
         """Log-probabilities [N] in nats of events x [N, *event_shape]; float64.
 
         Symbols that nothing predicts (the first sample of a sound) do not count.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         symbols = x.reshape(len(x), *self._call.grid).to(compiled.device)
         total = torch.zeros(len(x), dtype=torch.float64, device=compiled.device)
@@ -283,7 +295,7 @@ class Sampler:
         return self._compiled
 
     def _known(
-        self, n: int, known: Tensor | None, known_mask: Tensor | None
+        self, n: int, known: Any, known_mask: Any
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """What is known and where, [n, C, H, W] on the CPU; None if nothing is."""
         size, dtype = (n, *self.event_shape), self._call.symbol_dtype()
@@ -376,7 +388,7 @@ class Sampler:
                 values,
                 symbols,
                 log_prob,
-                temperature=float(temperature),
+                temperature=temperature,
                 known=known,
                 known_mask=known_mask,
                 start=self.distribution.start,

@@ -1,6 +1,7 @@
 """Events on their way: what is drawn next, and who decides it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.model_call import ModelCall
 from genfast.sampling.protocol import Run
-from genfast.sampling.request import Options
+from genfast.sampling.request import Options, tensor_of
 
 
 class SamplerState:
@@ -71,7 +72,7 @@ class SamplerState:
         """The symbols so far, [n, *event_shape]."""
         return self.symbols.view(-1, *self._call.event_shape)
 
-    def step(self, value: Tensor | None = None) -> Tensor:
+    def step(self, value: Any = None) -> Tensor:
         """Draw the next symbols, or take `value`, [n, count] or [n]; return them, [n, count].
 
         Where nothing is predicted, what is drawn is the distribution's start symbol.
@@ -82,7 +83,7 @@ class SamplerState:
         draw, _, _ = self._here()
         count = self.draws[draw][1]
         if value is not None:
-            n = self.symbols.shape[0]
+            n, value = self.symbols.shape[0], tensor_of("step", "value", value)
             if tuple(value.shape) not in [(n, count), *([(n,)] if count == 1 else [])]:
                 raise InputError(
                     f"step: expected value [{n}, {count}], got value={list(value.shape)}"
