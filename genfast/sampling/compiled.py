@@ -3,20 +3,24 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import Fingerprint, fingerprint
 from genfast.sampling.model_call import ModelCall, first_line
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
+from genfast.sampling.recording import signals_before
 from genfast.sampling.reference import ReferenceExecutor
 from genfast.sampling.verify import verify
+
+if TYPE_CHECKING:
+    from genfast.sampling.capture import Captured
 
 MakeExecutor = Callable[[Program], Executor]
 EXECUTORS = ("auto", "native", "reference")
@@ -77,7 +81,7 @@ def compile_model(
     from genfast.sampling.plan import plan
 
     x = call.example(examples)
-    captured = capture(call.model, x, examples, call.forward)
+    captured = capture(call.model, x, examples, call.call)
     graph = lower(captured)
     colours = call.grid[0]
     draws = distribution.draws(graph.output_sizes, colours)
@@ -111,20 +115,39 @@ def compile_model(
         captured.device,
         (),
     )
-    compiled.error, compiled.output_sizes = verify(
-        first,
-        tables(examples, x.shape[0]),
-        call,
-        examples,
-        draws,
-        compiled.output_sizes,
-        offset,
-        captured.dtype,
-    )
+    try:
+        compiled.error, compiled.output_sizes = verify(
+            first,
+            tables(examples, x.shape[0]),
+            call,
+            examples,
+            draws,
+            compiled.output_sizes,
+            offset,
+            captured.dtype,
+        )
+    except ExactnessError as error:
+        require_one_precision(captured)
+        raise error
     # Last: a forward that writes masks into its weights, or keeps what it saw, has done so by now.
     compiled.weights = fingerprint(call.model)
     compiled.give_back(first)
     return compiled
+
+
+def require_one_precision(captured: "Captured") -> None:
+    """Refuse a recording that rounds numbers on their way to fewer digits than the plan keeps.
+
+    Raises:
+        UnsupportedModelError: it does; the message names the line.
+    """
+    digits = torch.finfo(captured.dtype).eps
+    for node in signals_before(captured.output):
+        if node.dtype.is_floating_point and torch.finfo(node.dtype).eps > digits:
+            raise UnsupportedModelError(
+                f"{node.where}: expected numbers in {captured.dtype} as the model's weights are, "
+                f"got {node.dtype}, which rounds them as no plan does"
+            )
 
 
 def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Executor, str]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways
@@ -17,6 +19,39 @@ from genfast.sampling.request import tensor_of
 
 Forward = Callable[..., Tensor]
 TRACED_BATCH = 2
+
+# The caller's default device, while the pipeline makes its own tensors on the CPU.
+_CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Run a block as if nothing had been set around it.
+
+    No gradients; no tensors that cannot be written to later, as inference mode makes them; no
+    autocast; and the CPU as the default device.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        device = torch.get_default_device()
+        if device.type != "cpu":
+            stack.callback(_CALLERS_DEVICE.reset, _CALLERS_DEVICE.set(device))
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def callers_device() -> Iterator[None]:
+    """Run the user's code in a block of `ordinary_tensors` with the user's default device."""
+    device = _CALLERS_DEVICE.get()
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(device)
+        yield
 
 
 @dataclass(eq=False)
@@ -103,11 +138,15 @@ class ModelCall:
 
     def run(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The model's output for an input, in evaluation mode and without gradients."""
+        with ordinary_tensors(), evaluating(self.model):
+            return self.call(self.model, x, **conditions)
+
+    def call(self, model: nn.Module, x: Tensor, **conditions: Tensor) -> Tensor:
+        """The user's forward, as it is or as `capture.default_forward` is."""
         from genfast.sampling.capture import default_forward
 
-        with evaluating(self.model):
-            forward = default_forward if self.forward is None else self.forward
-            return forward(self.model, x, **conditions)
+        with callers_device():
+            return (self.forward or default_forward)(model, x, **conditions)
 
     def example(self, conditions: Mapping[str, Tensor], seed: int = 0) -> Tensor:
         """A random input for two events, of the kind that the model takes.
@@ -116,6 +155,7 @@ class ModelCall:
 
         Raises:
             UnsupportedModelError: it fails on both.
+            NumericsError: weights that are not finite make its output so.
         """
         planes = self.random_planes(seed)
         errors: list[Exception] = []
@@ -123,12 +163,13 @@ class ModelCall:
             self.integers = integers
             x = self.as_input(planes)
             try:
-                self.run(x, conditions)
+                output = self.run(x, conditions)
             except UnsupportedModelError:
                 raise
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_finite(output)
             return x
         self.integers = None
         lines = [first_line(each) for each in errors]
@@ -137,6 +178,27 @@ class ModelCall:
             f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
             f"got {'; then '.join(lines)}"
         ) from errors[-1]
+
+    def _require_finite(self, output: Tensor) -> None:
+        """Refuse weights that make the output NaN or infinite, rather than what follows from it.
+
+        Infinities that nothing trains may be meant, such as those of a mask, and NaN that the
+        output does not show is not used.
+        """
+        if bool(torch.isfinite(output).all()):
+            return
+        has_nan = bool(torch.isnan(output).any())
+        found = []
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            is_nan = bool(torch.isnan(tensor).any())
+            if not (tensor.requires_grad or has_nan) or (is_nan and not has_nan):
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                found.append(f"{name}={'NaN' if is_nan else 'inf'}")
+        if found:
+            rest = ", ..." if len(found) > 3 else ""
+            got = ", ".join(found[:3]) + rest
+            raise NumericsError(f"compile_sampler: expected finite weights, got {got}")
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""

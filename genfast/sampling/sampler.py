@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from genfast.sampling.model_call import (
     Forward,
     ModelCall,
     conditions_of,
+    ordinary_tensors,
     traced_conditions,
 )
 from genfast.sampling.naive_executor import naive_compiled
@@ -76,6 +76,7 @@ def compile_sampler(
     Raises:
         UnsupportedModelError: an operation that cannot be taken, with its source line.
         CausalityError: a model that looks ahead; `error.report` says where.
+        NumericsError: weights, or what the model makes of symbols, are NaN or infinite.
         ExactnessError: the plan does not compute what the model does. Please report it.
         InputError: an argument breaks its rule above.
     """
@@ -100,7 +101,9 @@ def compile_sampler(
 class Sampler:
     """Draws events from a model; made by `genfast.compile_sampler`. `print` it for its plan.
 
-    Weights that change later are noticed at the next call, which then compiles again.
+    Weights that change later are noticed at the next call, which then compiles again. A copy or a
+    pickle holds the model and what it was compiled with, and compiles again when first used. What
+    is computed does not depend on an autocast region around the call.
 
     Attributes:
         model: the user's module.
@@ -121,8 +124,12 @@ class Sampler:
         self._call, self._predicts, self._executor = call, predicts, executor
         self._fallback, self._warned = fallback, False
         self._examples = traced_conditions(conditioning)
+        self._compiled: Compiled | None = None
         with ordinary_tensors():
-            self._compiled = self._compile()
+            self._current()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}
 
     def sample(
         self,
@@ -269,7 +276,8 @@ class Sampler:
         return total
 
     def __str__(self) -> str:
-        return self._compiled.text
+        with ordinary_tensors():
+            return (self._compiled or self._current()).text
 
     def _compile(self) -> Compiled:
         examples = {name: each.to(self._call.placed()[1]) for name, each in self._examples.items()}
@@ -290,9 +298,10 @@ class Sampler:
 
     def _current(self) -> Compiled:
         """The compiled model, compiled again if its weights are no longer those."""
-        if fingerprint(self.model) != self._compiled.weights:
-            self._compiled = self._compile()
-        return self._compiled
+        compiled = self._compiled
+        if compiled is None or fingerprint(self.model) != compiled.weights:
+            compiled = self._compiled = self._compile()
+        return compiled
 
     def _known(
         self, n: int, known: Any, known_mask: Any
@@ -419,13 +428,6 @@ class Sampler:
         return compiled, forced
 
 
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """No gradients, and no tensors that could not be written to later, as inference mode makes."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def example_input(
     model: nn.Module,
     event_shape: tuple[int, ...],
@@ -436,4 +438,5 @@ def example_input(
     """Random input for two events, of the kind that the model takes."""
     assert distribution is None or isinstance(distribution, Distribution)
     call = ModelCall(model, event_shape, distribution, forward)
-    return call.example(traced_conditions(conditioning))
+    with ordinary_tensors():
+        return call.example(traced_conditions(conditioning))

@@ -1,7 +1,7 @@
 """Events on their way: what is drawn next, and who decides it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from genfast.errors import InputError, NumericsError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
-from genfast.sampling.model_call import ModelCall
+from genfast.sampling.model_call import ModelCall, ordinary_tensors
 from genfast.sampling.protocol import Run
 from genfast.sampling.request import Options, tensor_of
 
@@ -49,6 +49,10 @@ class SamplerState:
         self._at = (0, 0, 0)
         self.done = False
 
+    def __getstate__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(f"a {kind} cannot be copied or pickled; start another from its sampler")
+
     @property
     def position(self) -> tuple[int, int, int]:
         """Row, column and first colour of the next draw."""
@@ -61,7 +65,7 @@ class SamplerState:
         self._here()
         if not self._seen:
             # Asked for where there are none too: executors compute up to the draw when they are.
-            with torch.no_grad():
+            with ordinary_tensors():
                 found = self._run.parameters()
             self._parameters = found if self._run.has_parameters else None
             self._seen = True
@@ -90,7 +94,7 @@ class SamplerState:
                 )
             self._distribution.check("step", value)
             value = value.reshape(n, count).to(self.symbols.device, self.symbols.dtype)
-        with torch.no_grad():
+        with ordinary_tensors():
             return self.advance(value, None)
 
     def advance(self, value: Tensor | None, keep: Tensor | None) -> Tensor:
