@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from genfast._extension import loaded
 
-Fingerprint = tuple[tuple[object, ...], ...]
+Fingerprint = tuple[object, ...]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_PLAIN = frozenset((bool, int, str))
+_SEQUENCE = (list, tuple)
 # Equal to nothing but themselves.
 _FUNCTIONS = (
     types.FunctionType,
@@ -22,7 +24,6 @@ _FUNCTIONS = (
     types.MethodType,
     functools.partial,
 )
-_PLAIN = frozenset({bool, int, float, complex, str})
 _DEEPEST = 8  # lists within lists; some hold themselves
 
 
@@ -34,64 +35,75 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     also within lists and dicts, as some masks are. Of modules their classes, hooks, numbers, words
     and functions. It is taken at every call of a sampler, so it is one quick walk.
     """
-    hash_bits = importlib.import_module("genfast._C").hash_bits if loaded() else None
-    entries: list[tuple[object, ...]] = []
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            # Hooks are kept by numbers that are never given twice.
-            hooks = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
-            entries.append((name, type(module).__qualname__, *hooks))
-            for tensors in (module._parameters, module._buffers):
-                for key, tensor in tensors.items():
-                    if tensor is not None:
-                        entries.append(_entry(name, key, tensor, hash_bits))
-            for key, value in vars(module).items():
-                if key in _OF_EVERY_MODULE:
-                    continue
-                kind = type(value)
-                is_plain = kind is tuple and all(type(each) in _PLAIN for each in value)
-                if kind in _PLAIN or is_plain:  # nearly always, so without a generator
-                    entries.append((name, key, repr(value)))
-                else:
-                    for path, each in _within(key, value):
-                        is_tensor = isinstance(each, Tensor)
-                        entries.append(
-                            _entry(name, path, each, hash_bits) if is_tensor else (name, path, each)
-                        )
-    return tuple(entries)
+    found: list[object] = []
+    tensors: list[Tensor] = []
+    for name, module in _modules(model):
+        own = vars(module)
+        # Hooks are kept by numbers that are never given twice.
+        hooks = tuple(own["_forward_hooks"]), tuple(own["_forward_pre_hooks"])
+        found.append((name, type(module), hooks))
+        for group in (own["_parameters"], own["_buffers"]):
+            for key, tensor in group.items():
+                if tensor is not None:
+                    found.append(key)
+                    tensors.append(tensor)
+        for key, value in own.items():
+            if key not in _OF_EVERY_MODULE:
+                _take(key, value, found, tensors)
+    return (*found, *_hashes(tensors))
 
 
-def _within(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Tensors, numbers, words and functions in an attribute, or in lists, tuples, dicts of one."""
-    if isinstance(value, Tensor):
-        yield path, value
+def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with its name in the module that holds it."""
+    seen = {id(model)}
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        yield name, module
+        for key, child in module._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                pending.append((key, child))
+
+
+def _take(
+    key: object, value: Any, found: list[object], tensors: list[Tensor], depth: int = 0
+) -> None:
+    """Note an attribute: numbers, words, functions, tensors; lists, tuples and dicts of them."""
+    kind = type(value)
+    if kind in _PLAIN:
+        found.append((key, kind, value))
     elif isinstance(value, bool | int | float | complex | str):
-        yield path, repr(value)
+        found.append((key, repr(value)))  # NaN is no change
+    elif isinstance(value, Tensor):
+        found.append(key)
+        tensors.append(value)
     elif isinstance(value, _FUNCTIONS):
-        yield path, value
+        found.append((key, value))
     elif isinstance(value, np.ndarray):
-        yield path, (value.shape, value.dtype.str, hash(value.tobytes()))
-    elif depth > _DEEPEST:
-        return
-    elif isinstance(value, list | tuple):
-        for number, each in enumerate(value):
-            yield from _within(f"{path}.{number}", each, depth + 1)
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _within(f"{path}.{key}", each, depth + 1)
-    elif isinstance(value, nn.Module):  # one that a list hides from its parent
-        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
-            yield f"{path}.{name}", tensor
+        found.append((key, value.shape, value.dtype.str, hash(value.tobytes())))
+    elif depth < _DEEPEST:
+        if isinstance(value, _SEQUENCE):
+            for number, each in enumerate(value):
+                _take((key, number), each, found, tensors, depth + 1)
+        elif isinstance(value, dict):
+            for name, each in value.items():
+                _take((key, str(name)), each, found, tensors, depth + 1)
+        elif isinstance(value, nn.Module):  # one that a list hides from its parent
+            found.append(key)
+            tensors += [*value.parameters(), *value.buffers()]
 
 
-def _entry(name: str, key: str, tensor: Tensor, hash_bits: Any) -> tuple[object, ...]:
-    dense = tensor.layout == torch.strided
-    number = None
-    if dense and hash_bits is not None and tensor.device.type == "cpu":
-        number = hash_bits(tensor)
-    elif dense:
-        number = int(_sum_of_words(tensor))
-    return name, key, tensor.dtype, tensor.device, tensor.shape, number
+def _hashes(tensors: list[Tensor]) -> Iterator[object]:
+    """Of each tensor its kind and a number."""
+    hash_bits = importlib.import_module("genfast._C").hash_bits if loaded() else None
+    with torch.no_grad():
+        for tensor in tensors:
+            number = None
+            if tensor.layout == torch.strided:
+                quick = tensor.is_cpu and hash_bits is not None
+                number = hash_bits(tensor) if quick else int(_sum_of_words(tensor))
+            yield tensor.dtype, tensor.device, tensor.shape, number
 
 
 def _sum_of_words(tensor: Tensor) -> Tensor:
