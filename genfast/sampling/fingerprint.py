@@ -96,7 +96,7 @@ def _take(
 
 def _hashes(tensors: list[Tensor]) -> Iterator[object]:
     """Of each tensor its kind and a number."""
-    hash_bits = importlib.import_module("genfast._C").hash_bits if loaded() else None
+    hash_bits: Any = importlib.import_module("genfast._C").hash_bits if loaded() else None
     with torch.no_grad():
         for tensor in tensors:
             number = None
