@@ -17,7 +17,7 @@ from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
 from genfast.sampling.recording import signals_before
 from genfast.sampling.reference import ReferenceExecutor
-from genfast.sampling.verify import verify
+from genfast.sampling.verify import tolerance, verify
 
 if TYPE_CHECKING:
     from genfast.sampling.capture import Captured
@@ -56,7 +56,10 @@ class Compiled:
 
     def take(self) -> Executor:
         """An executor that nobody uses."""
-        return self._idle.pop() if self._idle else self.make()
+        try:
+            return self._idle.pop()  # without a look before: another thread may be quicker
+        except IndexError:
+            return self.make()
 
     def give_back(self, executor: Executor) -> None:
         """Keep an executor, with its packed weights, for the next call."""
@@ -80,7 +83,7 @@ def compile_model(
     from genfast.sampling.lower import lower
     from genfast.sampling.plan import plan
 
-    x = call.example(examples)
+    x, before = call.example(examples), fingerprint(call.model)
     captured = capture(call.model, x, examples, call.call)
     graph = lower(captured)
     colours = call.grid[0]
@@ -128,6 +131,10 @@ def compile_model(
         )
     except ExactnessError as error:
         require_one_precision(captured)
+        require_function(call, examples)
+        if fingerprint(call.model) != before:
+            # Of another thread that trains it, say; a model that does so itself was refused above.
+            raise ExactnessError(f"{error}; the model changed while it was compiled") from error
         raise error
     # Last: a forward that writes masks into its weights, or keeps what it saw, has done so by now.
     compiled.weights = fingerprint(call.model)
@@ -148,6 +155,24 @@ def require_one_precision(captured: "Captured") -> None:
                 f"{node.where}: expected numbers in {captured.dtype} as the model's weights are, "
                 f"got {node.dtype}, which rounds them as no plan does"
             )
+
+
+def require_function(call: ModelCall, examples: Mapping[str, Tensor]) -> None:
+    """Refuse a model that gives two outputs for one input, as one that counts its calls does.
+
+    Raises:
+        UnsupportedModelError: it does.
+    """
+    x = call.as_input(call.random_planes(0))
+    first, second = (call.run(x.clone(), examples).double() for _ in range(2))
+    # Rounding may depend on how threads share the work; nothing else may.
+    allowed = tolerance(call.placed()[0]) * float(first.abs().max())
+    difference = float((first - second).abs().max())
+    if difference > allowed:
+        raise UnsupportedModelError(
+            "compile_sampler: expected an output that depends on the input alone, got two outputs "
+            f"for one input that differ by {difference:.3g}"
+        )
 
 
 def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Executor, str]:

@@ -100,7 +100,7 @@ def _hashes(tensors: list[Tensor]) -> Iterator[object]:
     with torch.no_grad():
         for tensor in tensors:
             number = None
-            if tensor.layout == torch.strided:
+            if tensor.layout == torch.strided and not tensor.is_meta:
                 quick = tensor.is_cpu and hash_bits is not None
                 number = hash_bits(tensor) if quick else int(_sum_of_words(tensor))
             yield tensor.dtype, tensor.device, tensor.shape, number

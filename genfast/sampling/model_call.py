@@ -74,11 +74,16 @@ class ModelCall:
     def __post_init__(self) -> None:
         shape = self.event_shape
         is_shape = isinstance(shape, list | tuple | torch.Size) and 1 <= len(shape) <= 3
-        sizes = is_shape and all(isinstance(s, Integral) and s >= 1 for s in shape)
+        sizes = is_shape and all(
+            isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in shape
+        )
         if not sizes:
             rule = "event_shape (C, H, W), (C, T) or (T,) of positive integers"
             raise InputError(f"compile_sampler: expected {rule}, got event_shape={shape!r}")
         self.event_shape = tuple(int(size) for size in shape)
+        if self.forward is not None and not callable(self.forward):
+            rule = "a function forward(model, x, **conditioning)"
+            raise InputError(f"compile_sampler: expected {rule}, got forward={self.forward!r}")
         if len(shape) == 1 and self.encoded != 1:
             raise InputError(
                 f"compile_sampler: expected event_shape (1, T) for symbols that are "
@@ -141,8 +146,8 @@ class ModelCall:
         with ordinary_tensors(), evaluating(self.model):
             return self.call(self.model, x, **conditions)
 
-    def call(self, model: nn.Module, x: Tensor, **conditions: Tensor) -> Tensor:
-        """The user's forward, as it is or as `capture.default_forward` is."""
+    def call(self, model: nn.Module, x: Tensor, /, **conditions: Tensor) -> Tensor:
+        """The user's forward, or else `capture.default_forward`."""
         from genfast.sampling.capture import default_forward
 
         with callers_device():
@@ -156,7 +161,12 @@ class ModelCall:
         Raises:
             UnsupportedModelError: it fails on both.
             NumericsError: weights that are not finite make its output so.
+            InputError: its weights are not there.
         """
+        if self.placed()[1].type == "meta":
+            raise InputError(
+                "compile_sampler: expected a model with numbers in it, got one on the meta device"
+            )
         planes = self.random_planes(seed)
         errors: list[Exception] = []
         for integers in (True, False) if not planes.is_floating_point() else (False,):

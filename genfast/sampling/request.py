@@ -1,6 +1,7 @@
 """What a call of a sampler asks for, checked."""
 
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +15,10 @@ from genfast.ops import philox_uniform
 from genfast.random import check_generator, check_seed
 from genfast.sampling.distributions import Distribution
 
+_TAKEN_NAMES = frozenset(
+    ["self", "model", "n", "x", "seed", "generator", "first", "known", "known_mask", "temperature",
+     "top_k", "top_p", "progress", "return_log_prob"]
+)  # fmt: skip
 # Logits of any size that networks give stay finite in float32 when divided by it.
 _LOWEST_TEMPERATURE = 1e-6
 
@@ -47,6 +52,16 @@ class Options:
         if self.temperature != 1 and parameters.dtype in (torch.float16, torch.bfloat16):
             parameters = parameters.float()  # divided by the temperature they may need the range
         return distribution.draw(parameters, uniforms, self.temperature, self.top_k, self.top_p)
+
+
+def require_names(conditioning: Iterable[object]) -> None:
+    """Refuse names of conditioning that a call of a sampler could not take as keywords."""
+    for name in conditioning:
+        if not (isinstance(name, str) and name.isidentifier()) or name in _TAKEN_NAMES:
+            raise InputError(
+                "compile_sampler: expected conditioning by names that calls of a sampler do not "
+                f"use themselves (forward= can call the model with others), got name={name!r}"
+            )
 
 
 def require_count(n: int) -> int:

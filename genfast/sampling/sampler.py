@@ -28,6 +28,7 @@ from genfast.sampling.request import (
     known_symbols,
     require,
     require_count,
+    require_names,
     tensor_of,
 )
 from genfast.sampling.state import SamplerState
@@ -94,6 +95,7 @@ def compile_sampler(
     if conditioning is not None and not isinstance(conditioning, Mapping):
         rule = "conditioning by name, such as {'labels': example}"
         raise InputError(f"compile_sampler: expected {rule}, got {type(conditioning).__name__}")
+    require_names(conditioning or ())
     call = ModelCall(model, event_shape, distribution, forward)  # type: ignore[arg-type]
     return Sampler(call, distribution, conditioning or {}, predicts, executor, fallback)
 
@@ -104,11 +106,6 @@ class Sampler:
     Weights that change later are noticed at the next call, which then compiles again. A copy or a
     pickle holds the model and what it was compiled with, and compiles again when first used. What
     is computed does not depend on an autocast region around the call.
-
-    Attributes:
-        model: the user's module.
-        event_shape: of the events drawn.
-        distribution: of their symbols.
     """
 
     def __init__(
@@ -120,8 +117,8 @@ class Sampler:
         executor: str | MakeExecutor,
         fallback: str | None,
     ) -> None:
-        self.model, self.event_shape, self.distribution = call.model, call.event_shape, distribution
         self._call, self._predicts, self._executor = call, predicts, executor
+        self._distribution = distribution
         self._fallback, self._warned = fallback, False
         self._examples = traced_conditions(conditioning)
         self._compiled: Compiled | None = None
@@ -130,6 +127,21 @@ class Sampler:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None}
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's module."""
+        return self._call.model
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of the events drawn."""
+        return self._call.event_shape
+
+    @property
+    def distribution(self) -> Distribution:
+        """Of their symbols."""
+        return self._distribution
 
     def sample(
         self,

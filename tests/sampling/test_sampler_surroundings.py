@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import genfast
-from genfast.errors import InputError, NumericsError, UnsupportedModelError
+from genfast.errors import ExactnessError, InputError, NumericsError, UnsupportedModelError
 from genfast.sampling import Categorical, CustomDistribution
 from genfast.sampling.fingerprint import fingerprint
+from genfast.sampling.reference import ReferenceExecutor
 from tests.sampling.strangers import Masked, Small
 from tests.sampling.test_sampler import executor
 from tests.sampling.test_sampler_model import SHAPE, naive, small
@@ -320,3 +321,94 @@ def test_nothing_warns_where_nothing_is_wrong():
         sampler.sample(1)
         with pytest.raises(InputError, match="conditioning"):
             sampler.sample(1, labels=[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["seed", "n", "x", "self", "model", "known", "temperature", "first", "progress", "a b", 3],
+)
+def test_conditioning_that_a_call_could_not_name_is_refused(name):
+    with pytest.raises(InputError, match=r"conditioning.*forward="):
+        genfast.compile_sampler(small(), SHAPE, Categorical(4), conditioning={name: torch.zeros(2)})
+
+
+def test_a_forward_is_a_function_and_a_shape_of_integers():
+    with pytest.raises(InputError, match="forward=3"):
+        genfast.compile_sampler(small(), SHAPE, Categorical(4), forward=3)
+    with pytest.raises(InputError, match="event_shape"):
+        genfast.compile_sampler(small(), (True, 3, 4), Categorical(4))
+
+
+def test_a_model_without_numbers_is_refused():
+    with pytest.raises(InputError, match="meta"):
+        genfast.compile_sampler(small().to("meta"), SHAPE, Categorical(4))
+    model = small()
+    sampler = genfast.compile_sampler(model, SHAPE, Categorical(4))
+    x = sampler.sample(1)
+    model.to("meta")
+    for call in (sampler.sample, sampler.start, lambda n: sampler.logits(x)):
+        with pytest.raises(InputError, match="meta"):
+            call(1)
+
+
+class Counting(Small):
+    """Another function at every call."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
+def test_a_model_that_changes_at_every_call_is_refused_as_such():
+    model = Counting(1, 4).double()
+    with pytest.raises(UnsupportedModelError, match=r"input alone.*differ"):
+        genfast.compile_sampler(model, SHAPE, Categorical(4))
+
+
+class Raced(list):
+    """What another thread has emptied since it was looked at."""
+
+    def __bool__(self):
+        return True
+
+    def __len__(self):
+        return 1
+
+    def pop(self, *place):
+        raise IndexError("pop from empty list")
+
+
+def test_an_idle_executor_that_another_thread_took_is_made_anew(executor):
+    sampler = genfast.compile_sampler(small(), SHAPE, Categorical(4), executor=executor)
+    expected = sampler.sample(3, seed=1)
+    sampler._compiled._idle = Raced()
+    assert torch.equal(sampler.sample(3, seed=1), expected)
+
+
+def test_what_was_compiled_cannot_be_exchanged():
+    sampler = genfast.compile_sampler(small(), SHAPE, Categorical(4))
+    for name in ("model", "event_shape", "distribution"):
+        with pytest.raises(AttributeError):
+            setattr(sampler, name, getattr(sampler, name))
+
+
+class Trained(ReferenceExecutor):
+    """As if another thread trained the model between packing and checking."""
+
+    model = None
+
+    def __init__(self, program):
+        super().__init__(program)
+        with torch.no_grad():
+            self.model.first.weight.mul_(1.5)
+
+
+def test_a_model_that_changes_while_it_is_compiled_is_the_reason_given(monkeypatch):
+    model = small()
+    monkeypatch.setattr(Trained, "model", model)
+    with pytest.raises(ExactnessError, match="changed while it was compiled"):
+        genfast.compile_sampler(model, SHAPE, Categorical(4), executor=Trained)
