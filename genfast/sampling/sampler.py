@@ -11,15 +11,10 @@ from torch import Tensor, nn
 from genfast._progress import tqdm
 from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
+from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Categorical, Distribution
 from genfast.sampling.fingerprint import fingerprint
-from genfast.sampling.model_call import (
-    Forward,
-    ModelCall,
-    conditions_of,
-    ordinary_tensors,
-    traced_conditions,
-)
+from genfast.sampling.model_call import Forward, ModelCall
 from genfast.sampling.naive_executor import naive_compiled
 from genfast.sampling.protocol import Run
 from genfast.sampling.request import (
@@ -32,6 +27,7 @@ from genfast.sampling.request import (
     tensor_of,
 )
 from genfast.sampling.state import SamplerState
+from genfast.sampling.surroundings import ordinary_tensors
 
 _COLUMNS_AT_ONCE = 512  # of a sound, between two looks at Ctrl-C
 _UNNOTICED = 0.02  # seconds that a call may take and the next be longer

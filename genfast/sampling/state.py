@@ -9,9 +9,10 @@ from torch import Tensor
 from genfast.errors import InputError, NumericsError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
-from genfast.sampling.model_call import ModelCall, ordinary_tensors
+from genfast.sampling.model_call import ModelCall
 from genfast.sampling.protocol import Run
 from genfast.sampling.request import Options, tensor_of
+from genfast.sampling.surroundings import ordinary_tensors
 
 
 class SamplerState:
