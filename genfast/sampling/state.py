@@ -64,13 +64,8 @@ class SamplerState:
     def parameters(self) -> Tensor | None:
         """The next draw's parameters [n, P] in the distribution's order; None if not predicted."""
         self._here()
-        if not self._seen:
-            # Asked for where there are none too: executors compute up to the draw when they are.
-            with ordinary_tensors():
-                found = self._run.parameters()
-            self._parameters = found if self._run.has_parameters else None
-            self._seen = True
-        return self._parameters
+        with ordinary_tensors():
+            return self._next_parameters()
 
     @property
     def events(self) -> Tensor:
@@ -99,10 +94,13 @@ class SamplerState:
             return self.advance(value, None)
 
     def advance(self, value: Tensor | None, keep: Tensor | None) -> Tensor:
-        """Step with checked values; `keep` [n, count] says which of them stand, all if None."""
+        """Step with checked values; `keep` [n, count] says which of them stand, all if None.
+
+        It is called among `ordinary_tensors`.
+        """
         draw, row, column = self._here()
         first, count, _ = self.draws[draw]
-        parameters = self.parameters
+        parameters = self._next_parameters()
         if value is None or keep is not None:
             drawn = self._draw(parameters, draw, row, column, count, value, keep)
         else:
@@ -112,6 +110,14 @@ class SamplerState:
         self._parameters, self._seen = None, False
         self._move_on()
         return drawn
+
+    def _next_parameters(self) -> Tensor | None:
+        if not self._seen:
+            # Asked for where there are none too: executors compute up to the draw when they are.
+            found = self._run.parameters()
+            self._parameters = found if self._run.has_parameters else None
+            self._seen = True
+        return self._parameters
 
     def _draw(
         self,
