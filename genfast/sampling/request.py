@@ -90,6 +90,8 @@ def draw_noise(
     seed = seed if seed is None else check_seed("sample", seed)
     size = (n, per_pixel, *grid)
     image = per_pixel * grid[0] * grid[1]
+    first, last = int(first), 2**63 // image - n  # a product of NumPy's integers would wrap
+    require(first < last, f"first < {last}, as a stream has 2**63 numbers", first=first)
     return philox_uniform(size, seed=seed, generator=generator, offset=first * image, device=device)
 
 

@@ -82,6 +82,15 @@ def test_the_smallest_temperature_draws_the_most_probable(dtype, value):
         assert torch.equal(drawn, sampler.sample(6, seed=1, top_k=1))
 
 
+def test_the_first_event_lies_within_its_stream(sampler, model):
+    largest = 2**63 // 12 - 2
+    for call in (sampler.sample, lambda n, **given: naive(model, n, **given)):
+        assert call(1, seed=1, first=largest - 1).shape == (1, *SHAPE)
+        assert torch.equal(call(1, seed=1, first=np.int8(100)), call(1, seed=1, first=100))
+        for first in (largest, 2**62, 2**70, np.uint64(2**63)):
+            refused(lambda call=call, first=first: call(2, seed=1, first=first), "first <")
+
+
 def test_top_p_is_a_number(sampler):
     refused(lambda: sampler.sample(1, top_p=True), "top_p")
     same = sampler.sample(4, seed=1, top_p=0.5)
