@@ -21,14 +21,15 @@ template <typename scalar_t>
 struct DrawJob {
   cpu::DrawRule rule;
   double temperature;
-  double start;                      // the symbol where there are no parameters
-  const float* noise;                // [n, colours / rule.count * rule.uniforms, height, width]
-  scalar_t* numbers = nullptr;       // [n, colours, height, width]: the model sees them as they are
-  int32_t* levels = nullptr;         // likewise
-  const scalar_t* values = nullptr;  // [rule.levels, encoded]: what the model sees of levels
-  const bool* known_mask =
-      nullptr;                  // [n, colours, height, width]: where symbols are given; or null
-  double* log_probs = nullptr;  // [n], added to; or null
+  double start;        // the symbol where there are no parameters
+  const float* noise;  // [n, colours / rule.count * rule.uniforms, height, width]
+  // [n, colours, height, width]; the model sees numbers as they are, and values [rule.levels,
+  // encoded] of levels.
+  scalar_t* numbers = nullptr;
+  int32_t* levels = nullptr;
+  const scalar_t* values = nullptr;
+  const bool* known_mask = nullptr;  // [n, colours, height, width]: which are given; null: none
+  double* log_probs = nullptr;       // [n], added to; null: not wanted
 };
 
 // Where parameters were no distribution: the first such draw in the order of drawing.

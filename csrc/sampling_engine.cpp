@@ -227,11 +227,11 @@ std::vector<Tensor> forced(Run<scalar_t>& run, const Tensor& x, int threads) {
 cpu::DrawRule categorical(int64_t levels) {
   require(levels >= 1 && levels < (int64_t{1} << 31),
           "sampling: expected levels >= 1, got levels=", levels);
-  return {cpu::DrawKind::kCategorical, levels, 1, levels, 1, 0, 0, {}};
+  return {cpu::DrawKind::kCategorical, levels, 1, levels, 1};
 }
 
 cpu::DrawRule bernoulli() {
-  return {cpu::DrawKind::kBernoulli, 2, 1, 1, 1, 0, 0, {}};
+  return {cpu::DrawKind::kBernoulli, 2, 1, 1, 1};
 }
 
 cpu::DrawRule logistic_mixture(int64_t levels, int64_t mixtures, int64_t colours,
@@ -242,14 +242,10 @@ cpu::DrawRule logistic_mixture(int64_t levels, int64_t mixtures, int64_t colours
           "sampling: expected mixtures >= 1, got mixtures=", mixtures);
   require(colours == 1 || colours == 3, "sampling: expected colours 1 or 3, got colours=", colours);
   const int64_t parameters = (colours == 3 ? 10 : 3) * mixtures;
-  return {cpu::DrawKind::kLogisticMixture,
-          levels,
-          colours,
-          parameters,
-          1 + colours,
-          mixtures,
-          lowest_log_scale,
-          {}};
+  cpu::DrawRule rule{cpu::DrawKind::kLogisticMixture, levels, colours, parameters, 1 + colours};
+  rule.mixtures = mixtures;
+  rule.lowest_log_scale = lowest_log_scale;
+  return rule;
 }
 
 cpu::DrawRule gaussian(const std::string& scale) {
@@ -257,8 +253,9 @@ cpu::DrawRule gaussian(const std::string& scale) {
   const auto* const found = std::find_if(std::begin(kNames), std::end(kNames),
                                          [&](const char* known) { return scale == known; });
   require(found != std::end(kNames), "sampling: expected a known scale, got scale=", scale);
-  const auto meaning = static_cast<cpu::GaussianScale>(found - std::begin(kNames));
-  return {cpu::DrawKind::kGaussian, 0, 1, 2, 2, 0, 0, meaning};
+  cpu::DrawRule rule{cpu::DrawKind::kGaussian, 0, 1, 2, 2};
+  rule.scale = static_cast<cpu::GaussianScale>(found - std::begin(kNames));
+  return rule;
 }
 
 // Symbols that are known must be levels: they say which row of `values` the model sees.

@@ -12,7 +12,7 @@ enum class DrawKind : int32_t { kCategorical, kBernoulli, kLogisticMixture, kGau
 // What the second parameter of a Gaussian is.
 enum class GaussianScale : int32_t { kLogStd, kStd, kLogVariance };
 
-// Symbols that are drawn together, and uniform numbers that they take, are at most these many.
+// At most so many symbols are drawn together, from so many uniform numbers.
 constexpr int64_t kMostDrawn = 3;
 constexpr int64_t kMostUniforms = 4;
 
@@ -24,9 +24,9 @@ struct DrawRule {
   int64_t count;       // symbols drawn together
   int64_t parameters;  // of these together
   int64_t uniforms;    // that these take together
-  int64_t mixtures;
-  double lowest_log_scale;
-  GaussianScale scale;
+  int64_t mixtures = 0;
+  double lowest_log_scale = 0;  // of a mixture's logistics
+  GaussianScale scale = GaussianScale::kLogStd;
 };
 
 template <typename scalar_t>

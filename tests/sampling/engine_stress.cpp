@@ -101,10 +101,10 @@ struct Result {
 };
 
 // Two distributions of which six numbers can be the parameters.
-constexpr genfast::cpu::DrawRule kCategorical{
-    genfast::cpu::DrawKind::kCategorical, kLevels, 1, kLevels, 1, 0, 0, {}};
+constexpr genfast::cpu::DrawRule kCategorical{genfast::cpu::DrawKind::kCategorical, kLevels, 1,
+                                              kLevels, 1};
 constexpr genfast::cpu::DrawRule kMixture{
-    genfast::cpu::DrawKind::kLogisticMixture, kLevels, 1, kLevels, 2, 2, -7, {}};
+    genfast::cpu::DrawKind::kLogisticMixture, kLevels, 1, kLevels, 2, 2, -7};
 
 template <typename scalar_t>
 Result<scalar_t> run_all(const std::shared_ptr<const Plan<scalar_t>>& plan, int64_t n,
