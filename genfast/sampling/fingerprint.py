@@ -1,9 +1,12 @@
 """Has a model changed?"""
 
+import functools
 import importlib
+import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,46 +14,74 @@ from genfast._extension import loaded
 
 Fingerprint = tuple[tuple[object, ...], ...]
 
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+# Equal to nothing but themselves.
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+)
+_PLAIN = frozenset({bool, int, float, complex, str})
+_DEEPEST = 8  # lists within lists; some hold themselves
+
 
 def fingerprint(model: nn.Module) -> Fingerprint:
     """What a forward pass depends on: every tensor's bits, and what else modules hold.
 
     Of tensors name, dtype, device, shape and a hash that depends on where each number stands, so
     that exchanging two of them changes it: parameters, buffers, and plain attributes of modules,
-    also within lists and dicts, as some masks are. Of modules their classes, hooks, numbers and
-    words. It is taken at every call of a sampler, so it is one quick walk.
+    also within lists and dicts, as some masks are. Of modules their classes, hooks, numbers, words
+    and functions. It is taken at every call of a sampler, so it is one quick walk.
     """
     hash_bits = importlib.import_module("genfast._C").hash_bits if loaded() else None
     entries: list[tuple[object, ...]] = []
     with torch.no_grad():
         for name, module in model.named_modules():
-            hooks = (len(module._forward_hooks), len(module._forward_pre_hooks))
+            # Hooks are kept by numbers that are never given twice.
+            hooks = (tuple(module._forward_hooks), tuple(module._forward_pre_hooks))
             entries.append((name, type(module).__qualname__, *hooks))
             for tensors in (module._parameters, module._buffers):
                 for key, tensor in tensors.items():
                     if tensor is not None:
                         entries.append(_entry(name, key, tensor, hash_bits))
             for key, value in vars(module).items():
-                if key[0] == "_" or key == "training":
+                if key in _OF_EVERY_MODULE:
                     continue
-                if isinstance(value, bool | int | float | str):
+                kind = type(value)
+                is_plain = kind is tuple and all(type(each) in _PLAIN for each in value)
+                if kind in _PLAIN or is_plain:  # nearly always, so without a generator
                     entries.append((name, key, repr(value)))
-                elif isinstance(value, Tensor | list | tuple | dict):
-                    within = _within(key, value)
-                    entries += [_entry(name, path, each, hash_bits) for path, each in within]
+                else:
+                    for path, each in _within(key, value):
+                        is_tensor = isinstance(each, Tensor)
+                        entries.append(
+                            _entry(name, path, each, hash_bits) if is_tensor else (name, path, each)
+                        )
     return tuple(entries)
 
 
-def _within(path: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Tensors in an attribute, or in lists, tuples and dicts of one."""
+def _within(path: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Tensors, numbers, words and functions in an attribute, or in lists, tuples, dicts of one."""
     if isinstance(value, Tensor):
         yield path, value
+    elif isinstance(value, bool | int | float | complex | str):
+        yield path, repr(value)
+    elif isinstance(value, _FUNCTIONS):
+        yield path, value
+    elif isinstance(value, np.ndarray):
+        yield path, (value.shape, value.dtype.str, hash(value.tobytes()))
+    elif depth > _DEEPEST:
+        return
     elif isinstance(value, list | tuple):
         for number, each in enumerate(value):
-            yield from _within(f"{path}.{number}", each)
+            yield from _within(f"{path}.{number}", each, depth + 1)
     elif isinstance(value, dict):
         for key, each in value.items():
-            yield from _within(f"{path}.{key}", each)
+            yield from _within(f"{path}.{key}", each, depth + 1)
+    elif isinstance(value, nn.Module):  # one that a list hides from its parent
+        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
+            yield f"{path}.{name}", tensor
 
 
 def _entry(name: str, key: str, tensor: Tensor, hash_bits: Any) -> tuple[object, ...]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
@@ -9,13 +11,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways
+from genfast.sampling.request import tensor_of
 
 Forward = Callable[..., Tensor]
 TRACED_BATCH = 2
+
+# The caller's default device, while the pipeline makes its own tensors on the CPU.
+_CALLERS_DEVICE: ContextVar[torch.device | None] = ContextVar("callers_device", default=None)
+
+
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Run a block as if nothing had been set around it.
+
+    No gradients; no tensors that cannot be written to later, as inference mode makes them; no
+    autocast; and the CPU as the default device.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        device = torch.get_default_device()
+        if device.type != "cpu":
+            stack.callback(_CALLERS_DEVICE.reset, _CALLERS_DEVICE.set(device))
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+@contextmanager
+def callers_device() -> Iterator[None]:
+    """Run the user's code in a block of `ordinary_tensors` with the user's default device."""
+    device = _CALLERS_DEVICE.get()
+    with ExitStack() as stack:
+        if device is not None:
+            stack.enter_context(device)
+        yield
 
 
 @dataclass(eq=False)
@@ -102,11 +138,15 @@ class ModelCall:
 
     def run(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The model's output for an input, in evaluation mode and without gradients."""
+        with ordinary_tensors(), evaluating(self.model):
+            return self.call(self.model, x, **conditions)
+
+    def call(self, model: nn.Module, x: Tensor, **conditions: Tensor) -> Tensor:
+        """The user's forward, as it is or as `capture.default_forward` is."""
         from genfast.sampling.capture import default_forward
 
-        with evaluating(self.model):
-            forward = default_forward if self.forward is None else self.forward
-            return forward(self.model, x, **conditions)
+        with callers_device():
+            return (self.forward or default_forward)(model, x, **conditions)
 
     def example(self, conditions: Mapping[str, Tensor], seed: int = 0) -> Tensor:
         """A random input for two events, of the kind that the model takes.
@@ -115,6 +155,7 @@ class ModelCall:
 
         Raises:
             UnsupportedModelError: it fails on both.
+            NumericsError: weights that are not finite make its output so.
         """
         planes = self.random_planes(seed)
         errors: list[Exception] = []
@@ -122,20 +163,42 @@ class ModelCall:
             self.integers = integers
             x = self.as_input(planes)
             try:
-                self.run(x, conditions)
+                output = self.run(x, conditions)
             except UnsupportedModelError:
                 raise
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_finite(output)
             return x
         self.integers = None
-        lines = [f"{type(each).__name__}: {str(each).strip().splitlines()[0:1]}" for each in errors]
+        lines = [first_line(each) for each in errors]
         kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
         raise UnsupportedModelError(
             f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
             f"got {'; then '.join(lines)}"
         ) from errors[-1]
+
+    def _require_finite(self, output: Tensor) -> None:
+        """Refuse weights that make the output NaN or infinite, rather than what follows from it.
+
+        Infinities that nothing trains may be meant, such as those of a mask, and NaN that the
+        output does not show is not used.
+        """
+        if bool(torch.isfinite(output).all()):
+            return
+        has_nan = bool(torch.isnan(output).any())
+        found = []
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            is_nan = bool(torch.isnan(tensor).any())
+            if not (tensor.requires_grad or has_nan) or (is_nan and not has_nan):
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                found.append(f"{name}={'NaN' if is_nan else 'inf'}")
+        if found:
+            rest = ", ..." if len(found) > 3 else ""
+            got = ", ".join(found[:3]) + rest
+            raise NumericsError(f"compile_sampler: expected finite weights, got {got}")
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
@@ -195,6 +258,12 @@ class ModelCall:
         ]
 
 
+def first_line(error: Exception) -> str:
+    """The class of an error and what it says first."""
+    text = str(error).strip()
+    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
+
+
 def conditions_of(
     conditioning: Mapping[str, Any], n: int, device: torch.device, like: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
@@ -209,7 +278,7 @@ def conditions_of(
         like: the examples given when compiling: their names are the ones allowed and needed.
 
     Raises:
-        InputError: a name or batch size does not fit.
+        InputError: a name, dtype or batch size does not fit, or there are no numbers.
     """
     if like is not None and set(conditioning) != set(like):
         raise InputError(
@@ -218,12 +287,9 @@ def conditions_of(
         )
     found = {}
     for name, value in conditioning.items():
-        tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value)).to(device)
-        if like is not None and _kind(tensor) != _kind(like[name]):
-            raise InputError(
-                f"sample: expected {name} to be {_kind(like[name])} as its example is, "
-                f"got dtype={tensor.dtype}"
-            )
+        tensor = tensor_of("sample", name, value).to(device)
+        if like is not None:
+            tensor = _of_dtype(name, tensor, like[name].dtype)
         rank = like[name].dim() if like is not None else max(1, tensor.dim())
         if rank > 0:
             each = tensor[None] if tensor.dim() == rank - 1 else tensor
@@ -236,17 +302,34 @@ def conditions_of(
     return found
 
 
-def _kind(tensor: Tensor) -> str:
-    if tensor.dtype == torch.bool:
-        return "bool"
-    return "floating point" if tensor.is_floating_point() else "integer"
+def _of_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Conditioning in the dtype of its example; integers may stand for real numbers."""
+    kinds = (_kind(tensor.dtype), _kind(dtype))
+    if kinds[0] != kinds[1] and kinds != ("integer", "floating point"):
+        raise InputError(
+            f"sample: expected {name} to be {kinds[1]} as its example is, got {name}={tensor.dtype}"
+        )
+    if kinds[1] == "integer" and tensor.numel() > 0:
+        low, high, held = int(tensor.min()), int(tensor.max()), torch.iinfo(dtype)
+        if low < held.min or high > held.max:
+            raise InputError(
+                f"sample: expected {name} within {dtype} as its example is, "
+                f"got {name}={low} .. {high}"
+            )
+    return tensor.to(dtype)
+
+
+def _kind(dtype: torch.dtype) -> str:
+    if dtype == torch.bool or dtype.is_complex:
+        return "complex" if dtype.is_complex else "bool"
+    return "floating point" if dtype.is_floating_point else "integer"
 
 
 def traced_conditions(conditioning: Mapping[str, Any] | None) -> dict[str, Tensor]:
     """Examples of conditioning, repeated or cut to the two images that a model is traced with."""
     traced = {}
     for name, value in (conditioning or {}).items():
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+        tensor = tensor_of("compile_sampler", name, value)
         if tensor.dim() > 0:
             if tensor.shape[0] == 0:
                 raise InputError(

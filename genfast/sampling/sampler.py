@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +17,19 @@ from genfast.sampling.model_call import (
     Forward,
     ModelCall,
     conditions_of,
+    ordinary_tensors,
     traced_conditions,
 )
 from genfast.sampling.naive_executor import naive_compiled
 from genfast.sampling.protocol import DrawingRun, Run
-from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
+from genfast.sampling.request import (
+    Options,
+    draw_noise,
+    known_symbols,
+    require,
+    require_count,
+    tensor_of,
+)
 from genfast.sampling.state import SamplerState
 
 _COLUMNS_AT_ONCE = 512  # of a sound, between two looks at Ctrl-C
@@ -69,6 +76,7 @@ def compile_sampler(
     Raises:
         UnsupportedModelError: an operation that cannot be taken, with its source line.
         CausalityError: a model that looks ahead; `error.report` says where.
+        NumericsError: weights, or what the model makes of symbols, are NaN or infinite.
         ExactnessError: the plan does not compute what the model does. Please report it.
         InputError: an argument breaks its rule above.
     """
@@ -93,7 +101,9 @@ def compile_sampler(
 class Sampler:
     """Draws events from a model; made by `genfast.compile_sampler`. `print` it for its plan.
 
-    Weights that change later are noticed at the next call, which then compiles again.
+    Weights that change later are noticed at the next call, which then compiles again. A copy or a
+    pickle holds the model and what it was compiled with, and compiles again when first used. What
+    is computed does not depend on an autocast region around the call.
 
     Attributes:
         model: the user's module.
@@ -114,8 +124,12 @@ class Sampler:
         self._call, self._predicts, self._executor = call, predicts, executor
         self._fallback, self._warned = fallback, False
         self._examples = traced_conditions(conditioning)
+        self._compiled: Compiled | None = None
         with ordinary_tensors():
-            self._compiled = self._compile()
+            self._current()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}
 
     def sample(
         self,
@@ -123,8 +137,8 @@ class Sampler:
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
-        known: Tensor | None = None,
-        known_mask: Tensor | None = None,
+        known: Any = None,
+        known_mask: Any = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -137,12 +151,13 @@ class Sampler:
 
         Args:
             n: at least 1.
-            seed: which noise, in [0, 2**63).
+            seed: which noise, an integer in [0, 2**63).
             generator: where a missing seed comes from; torch's global one by default.
-            known: symbols to complete, of a shape that broadcasts to [n, *event_shape]; without
-                `known_mask`, negative levels (NaN in continuous symbols) mark what to draw.
+            known: symbols to complete, a tensor, array or list of a shape that broadcasts to
+                [n, *event_shape]; without `known_mask`, negative levels (NaN in continuous symbols)
+                mark what to draw.
             known_mask: bool, broadcasts likewise; true where `known` is to be kept.
-            temperature: above 0; see the distribution's `draw`.
+            temperature: at least 1e-6; see the distribution's `draw`. `top_k=1` is the limit at 0.
             top_k: only the k most probable levels are drawn, see `Categorical.draw`.
             top_p: only the most probable levels that reach this probability are drawn.
             first: number of the first event in its stream of noise: `sample(4, seed=s, first=4)`
@@ -170,10 +185,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             rows, columns = self._call.grid[1:]
             with tqdm(total=rows * columns, unit="pixel", disable=not progress) as bar:
-                cut = top_k is not None or top_p is not None
-                if not cut and isinstance(run, DrawingRun) and run.draws(self.distribution):
+                simple = options.top_k is None and options.top_p is None
+                if simple and isinstance(run, DrawingRun) and run.draws(self.distribution):
                     log_prob = torch.zeros(n, dtype=torch.float64) if return_log_prob else None
-                    events = self._sample_fast(run, noise, start, keep, temperature, log_prob, bar)
+                    drawn = (run, noise, start, keep, options.temperature, log_prob, bar)
+                    events = self._sample_fast(*drawn)
                 else:
                     state = self._state(run, compiled, noise, options)
                     state.count_log_prob = return_log_prob
@@ -209,11 +225,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
 
-    def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def logits(self, x: Any, **conditioning: Any) -> Tensor:
         """The model's output for events x, computed incrementally, symbol by symbol.
 
         Args:
-            x: symbols [N, *event_shape].
+            x: symbols [N, *event_shape], a tensor, array or list.
             **conditioning: as in `sample`.
 
         Returns:
@@ -221,6 +237,7 @@ class Sampler:
             the symbol there. For a model whose output at t predicts the symbol at t + k, that is
             its output at t - k. NaN where nothing predicts a symbol.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         features = 1 + max(max(each) for _, _, each in compiled.draws)
         count = max(features, int(torch.Size(compiled.output_sizes).numel()))
@@ -234,11 +251,12 @@ class Sampler:
             output[:, mine] = seen.masked_fill(~where.to(seen.device), torch.nan)
         return output.view(n, *compiled.output_sizes, *self._call.spatial)
 
-    def log_prob(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def log_prob(self, x: Any, **conditioning: Any) -> Tensor:
         """Log-probabilities [N] in nats of events x [N, *event_shape]; float64.
 
         Symbols that nothing predicts (the first sample of a sound) do not count.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         symbols = x.reshape(len(x), *self._call.grid).to(compiled.device)
         total = torch.zeros(len(x), dtype=torch.float64, device=compiled.device)
@@ -258,7 +276,8 @@ class Sampler:
         return total
 
     def __str__(self) -> str:
-        return self._compiled.text
+        with ordinary_tensors():
+            return (self._compiled or self._current()).text
 
     def _compile(self) -> Compiled:
         examples = {name: each.to(self._call.placed()[1]) for name, each in self._examples.items()}
@@ -279,12 +298,13 @@ class Sampler:
 
     def _current(self) -> Compiled:
         """The compiled model, compiled again if its weights are no longer those."""
-        if fingerprint(self.model) != self._compiled.weights:
-            self._compiled = self._compile()
-        return self._compiled
+        compiled = self._compiled
+        if compiled is None or fingerprint(self.model) != compiled.weights:
+            compiled = self._compiled = self._compile()
+        return compiled
 
     def _known(
-        self, n: int, known: Tensor | None, known_mask: Tensor | None
+        self, n: int, known: Any, known_mask: Any
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """What is known and where, [n, C, H, W] on the CPU; None if nothing is."""
         size, dtype = (n, *self.event_shape), self._call.symbol_dtype()
@@ -380,7 +400,7 @@ class Sampler:
                 symbols,
                 log_probs=log_prob,
                 known_mask=known_mask,
-                temperature=float(temperature),
+                temperature=temperature,
                 rows=rows,
             )
             if time.perf_counter() - began < _UNNOTICED:
@@ -408,13 +428,6 @@ class Sampler:
         return compiled, forced
 
 
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """No gradients, and no tensors that could not be written to later, as inference mode makes."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def example_input(
     model: nn.Module,
     event_shape: tuple[int, ...],
@@ -425,4 +438,5 @@ def example_input(
     """Random input for two events, of the kind that the model takes."""
     assert distribution is None or isinstance(distribution, Distribution)
     call = ModelCall(model, event_shape, distribution, forward)
-    return call.example(traced_conditions(conditioning))
+    with ordinary_tensors():
+        return call.example(traced_conditions(conditioning))
