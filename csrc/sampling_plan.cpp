@@ -43,9 +43,9 @@ int64_t stride_of(int64_t features) {
 template <typename scalar_t>
 Kernels<scalar_t> kernels_of_this_machine() {
   return cpu::at_simd_level([](auto level) {
-    return Kernels<scalar_t>{
-        cpu::kPanelWidth<level(), scalar_t>, cpu::sampling_gemm<level(), scalar_t>,
-        cpu::sampling_pointwise<level(), scalar_t>, cpu::sampling_categorical<level(), scalar_t>};
+    return Kernels<scalar_t>{cpu::kPanelWidth<level(), scalar_t>,
+                             cpu::sampling_gemm<level(), scalar_t>,
+                             cpu::sampling_pointwise<level(), scalar_t>};
   });
 }
 

@@ -31,7 +31,6 @@ struct Kernels {
   int64_t panel_width;
   void (*gemm)(const cpu::GemmCall<scalar_t>&);
   void (*pointwise)(const cpu::PointwiseCall<scalar_t>&);
-  void (*categorical)(cpu::CategoricalCall<scalar_t>&);
 };
 
 // A read of a grid: the buffers, then the tables. Bounds lie within the grid.

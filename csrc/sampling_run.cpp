@@ -8,8 +8,6 @@ namespace {
 
 // A thread's start costs tens of microseconds: what a call must have to do for each.
 constexpr double kThreadNs = 150e3;
-// Images that make it worthwhile for a team to meet before and after drawing.
-constexpr int64_t kTeamDraws = 8;
 // Spans of a sound that one call covers where the whole is given.
 constexpr int64_t kForcedSpans = 64;
 
@@ -232,62 +230,14 @@ void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out,
 }
 
 template <typename scalar_t>
-void Run<scalar_t>::draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
-                                     const CategoricalJob<scalar_t>& job, size_t d, int64_t r,
-                                     int64_t c, Fault& fault) const {
-  const Draw<scalar_t>& draw = plan_->draws[d];
-  const int64_t E = plan_->encoded, plane = plan_->height * plan_->width;
-  const bool together = worker.threads() > 1 && block.n >= kTeamDraws;
-  worker.settle(together);
-  int64_t begin = 0, end = block.n;
-  if (together) {
-    begin = block.n * worker.member() / worker.threads();
-    end = block.n * (worker.member() + 1) / worker.threads();
-  } else if (worker.member() != 0) {
-    end = 0;
-  }
-  const bool present = block.has(draw, r, c);
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t image = block.first + b;
-    const scalar_t* logits = present ? worker.parameters(block, draw, r, c, b) : nullptr;
-    for (int64_t k = 0; k < draw.count; ++k) {
-      const int64_t colour = draw.first + k;
-      const int64_t at = (image * plan_->colours + colour) * plane + r * plan_->width + c;
-      int64_t symbol = job.start;
-      if (job.known_mask != nullptr && job.known_mask[at]) {
-        symbol = job.known[at];
-      } else if (logits != nullptr) {
-        cpu::CategoricalCall<scalar_t> call{logits + k * job.K,
-                                            job.K,
-                                            static_cast<scalar_t>(job.temperature),
-                                            static_cast<double>(job.noise[at]),
-                                            worker.doubles(),
-                                            -1,
-                                            0};
-        plan_->kernels.categorical(call);
-        if (call.symbol < 0) fault.note({r, c, colour, image});
-        symbol = std::max<int64_t>(call.symbol, 0);
-        job.log_probs[image] += call.log_prob;
-      }
-      job.symbols[at] = static_cast<int32_t>(symbol);
-      scalar_t* to = block.out(0, colour * E, r, c) + b * block.image_stride(0);
-      std::copy_n(job.values + symbol * E, E, to);
-    }
-  }
-  worker.wrote(together);
-}
-
-template <typename scalar_t>
-void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads) {
+void Run<scalar_t>::sample(const DrawJob<scalar_t>& job, int64_t units, int threads) {
   const Position next = position();
   const bool sound = plan_->height == 1;
   const bool at_start = sound ? next.column % plan_->span == 0 : next.column == 0;
   require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
   require_position(next.draw == 0 && at_start && !ready_,
                    "a position at the beginning of a row or span");
-  for (const Draw<scalar_t>& draw : plan_->draws) {
-    require_position(draw.parameters == draw.count * job.K, "K parameters for every symbol");
-  }
+  const Drawer<scalar_t> drawer(*plan_, job);
   const int64_t W = plan_->width;
   const int64_t row_end = sound ? 1 : std::min(plan_->height, next.row + units);
   const int64_t column_end = sound ? std::min(W, next.column + units * plan_->span) : W;
@@ -299,9 +249,7 @@ void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, i
     Fault& fault = faults[static_cast<size_t>(member)];
     if (draw_ == plan_->draws.size()) worker.run_list(block, 1 + draw_, row_, column_, column_ + 1);
     scan(worker, block, next.row, sound ? next.column : 0, row_end, column_end,
-         [&](size_t d, int64_t r, int64_t c) {
-           draw_categorical(worker, block, job, d, r, c, fault);
-         });
+         [&](size_t d, int64_t r, int64_t c) { drawer.draw(worker, block, d, r, c, fault); });
   });
   draw_ = 0;
   row_ = sound && column_end < W ? next.row : row_end;
@@ -310,11 +258,7 @@ void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, i
   for (const Fault& fault : faults) {
     if (fault.row >= 0) first.note(fault);
   }
-  if (first.row < 0) return;
-  throw NumericsError("sample: expected finite logits, got NaN or infinity at image=" +
-                      std::to_string(first.image) + ", channel=" + std::to_string(first.colour) +
-                      ", row=" + std::to_string(first.row) +
-                      ", column=" + std::to_string(first.column));
+  first.raise();
 }
 
 template class Run<float>;

@@ -1,35 +1,13 @@
 // One pass over the images of a batch: its caches, its position in the scan, its threads.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "csrc/sampling_worker.h"
+#include "csrc/sampling_draw.h"
 
 namespace genfast::sampling {
-
-// Parameters of a draw that are no distribution.
-struct NumericsError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// What categorical sampling reads and writes; n images of `colours` symbols.
-template <typename scalar_t>
-struct CategoricalJob {
-  const float* noise;      // [n, colours, height, width]
-  const scalar_t* values;  // [K, encoded]: what the model sees
-  int64_t K;
-  double temperature;
-  const int64_t* known;    // [n, colours, height, width] or null
-  const bool* known_mask;  // likewise
-  int64_t start;           // the symbol where there are no parameters
-  int32_t* symbols;        // [n, colours, height, width]
-  double* log_probs;       // [n], added to
-};
 
 // Whether a team is worth having is measured as a run goes on: estimates know nothing of cores that
 // are busy with something else, where a team waits for its slowest member at every step.
@@ -80,7 +58,7 @@ class Run {
   void forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads);
 
   // Draws the next `units`: rows, or spans of an image of one row.
-  void sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads);
+  void sample(const DrawJob<scalar_t>& job, int64_t units, int threads);
 
   int64_t n() const { return n_; }
   bool team() const { return team_; }
@@ -88,16 +66,6 @@ class Run {
   const Plan<scalar_t>& plan() const { return *plan_; }
 
  private:
-  // Where parameters were no distribution: the first such symbol in the order of drawing.
-  struct Fault {
-    int64_t row = -1, column = 0, colour = 0, image = 0;
-
-    auto operator<=>(const Fault&) const = default;
-    void note(const Fault& other) {
-      if (row < 0 || other < *this) *this = other;
-    }
-  };
-
   // Calls function(worker, block, member) so that every block is worked on: by one thread each, or
   // by all.
   template <typename Function>
@@ -105,9 +73,6 @@ class Run {
   template <typename DrawAt>
   void scan(Worker<scalar_t>& worker, const Block<scalar_t>& block, int64_t row, int64_t column,
             int64_t row_end, int64_t column_end, DrawAt draw_at) const;
-  void draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
-                        const CategoricalJob<scalar_t>& job, size_t d, int64_t r, int64_t c,
-                        Fault& fault) const;
   void prepare(int threads);
   void check_indices();
   void require_position(bool condition, const char* rule) const;

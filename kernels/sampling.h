@@ -144,26 +144,10 @@ struct PointwiseCall {
   scalar_t* scratch;
 };
 
-// Draws symbols of K levels by inverting the cumulative distribution of softmax(logits / t).
-template <typename scalar_t>
-struct CategoricalCall {
-  const scalar_t* logits;
-  int64_t K;
-  scalar_t temperature;
-  double uniform;
-  double* scratch;  // K numbers
-  int64_t symbol;   // out: the level drawn, or -1 where the logits are no distribution
-  double log_prob;  // out: of the symbol, at temperature 1
-};
-
 template <SimdLevel level, typename scalar_t>
 void sampling_gemm(const GemmCall<scalar_t>& call);
 
 template <SimdLevel level, typename scalar_t>
 void sampling_pointwise(const PointwiseCall<scalar_t>& call);
-
-// With a symbol that is given (known >= 0) only its log-probability is computed.
-template <SimdLevel level, typename scalar_t>
-void sampling_categorical(CategoricalCall<scalar_t>& call);
 
 }  // namespace genfast::cpu

@@ -12,11 +12,11 @@ from genfast._progress import tqdm
 from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
 from genfast.sampling.conditioning import conditions_of, traced_conditions
-from genfast.sampling.distributions import Categorical, Distribution
+from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
 from genfast.sampling.model_call import Forward, ModelCall
 from genfast.sampling.naive_executor import naive_compiled
-from genfast.sampling.protocol import Run
+from genfast.sampling.protocol import DrawingRun, Run
 from genfast.sampling.request import (
     Options,
     draw_noise,
@@ -193,11 +193,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             rows, columns = self._call.grid[1:]
             with tqdm(total=rows * columns, unit="pixel", disable=not progress) as bar:
-                is_simple = options.top_k is None and options.top_p is None
-                is_simple = is_simple and hasattr(run, "sample_categorical")
-                if is_simple and type(self.distribution) is Categorical:
-                    drawn = (run, noise, start, keep, options.temperature, bar)
-                    events, log_prob = self._sample_fast(*drawn)
+                simple = options.top_k is None and options.top_p is None
+                if simple and isinstance(run, DrawingRun) and run.draws(self.distribution):
+                    log_prob = torch.zeros(n, dtype=torch.float64) if return_log_prob else None
+                    drawn = (run, noise, start, keep, options.temperature, log_prob, bar)
+                    events = self._sample_fast(*drawn)
                 else:
                     state = self._state(run, compiled, noise, options)
                     state.count_log_prob = return_log_prob
@@ -381,34 +381,34 @@ class Sampler:
 
     def _sample_fast(
         self,
-        run: Any,
+        run: DrawingRun,
         noise: Tensor,
         start: Tensor | None,
         keep: Tensor | None,
         temperature: float,
+        log_prob: Tensor | None,
         bar: Any,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Let the executor draw, some rows (or spans of a sound) at a time, no Python between.
 
         More of them at a time while a call is over sooner than a person notices.
         """
-        assert isinstance(self.distribution, Categorical)
-        symbols = torch.zeros(noise.shape, dtype=torch.int32)
-        log_prob = torch.zeros(len(noise), dtype=torch.float64)
-        known = None if start is None else start.long().contiguous()
+        dtype = self._call.symbol_dtype()
+        kept = torch.int32 if self.distribution.dtype is not None else dtype
+        symbols = torch.zeros(len(noise), *self._call.grid, dtype=kept)
+        if start is not None:
+            symbols.copy_(start)
         known_mask = None if keep is None else keep.contiguous()
-        rows, values = 1, self.distribution.table
+        rows = 1
         while not run.done:
             began = time.perf_counter()
-            run.sample_categorical(
+            run.sample(
+                self.distribution,
                 noise,
-                values,
                 symbols,
-                log_prob,
-                temperature=temperature,
-                known=known,
+                log_probs=log_prob,
                 known_mask=known_mask,
-                start=self.distribution.start,
+                temperature=temperature,
                 rows=rows,
             )
             if time.perf_counter() - began < _UNNOTICED:
@@ -416,7 +416,7 @@ class Sampler:
             _, row, column = run.position
             done = bar.total if run.done else row * noise.shape[3] + column
             bar.update(done - bar.n)
-        return symbols.to(self._call.symbol_dtype()), log_prob
+        return symbols.to(dtype)
 
     def _forced(self, x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Compiled, list[Tensor]]:
         """Parameters of every draw, teacher-forced."""
