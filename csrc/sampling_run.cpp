@@ -6,8 +6,8 @@
 namespace genfast::sampling {
 namespace {
 
-// A thread's start costs tens of microseconds: what a call must have to do for each.
-constexpr double kThreadNs = 150e3;
+// Waking a thread costs up to tens of microseconds: what a call must have to do for each.
+constexpr double kThreadNs = 50e3;
 // Spans of a sound that one call covers where the whole is given.
 constexpr int64_t kForcedSpans = 64;
 
@@ -23,9 +23,9 @@ Run<scalar_t>::Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int th
                    const std::vector<Condition<scalar_t>>& conditions)
     : plan_(std::move(plan)),
       n_(n),
-      team_(team_is_faster(*plan_, n, threads)),
+      team_(team_size(*plan_, n, threads)),
       total_ns_(estimate(*plan_, n)) {
-  const int64_t count = team_ ? 1 : std::min<int64_t>(n, threads);
+  const int64_t count = team() ? 1 : std::min<int64_t>(n, threads);
   blocks_.reserve(static_cast<size_t>(count));
   for (int64_t b = 0; b < count; ++b) {
     const int64_t begin = n * b / count, end = n * (b + 1) / count;
@@ -63,13 +63,13 @@ template <typename scalar_t>
 void Run<scalar_t>::prepare(int threads) {
   if (arrangement_ != nullptr && static_cast<int>(workers_.size()) == threads) return;
   workers_.clear();
-  const int members = team_ ? threads : 1;
+  const int members = team() ? threads : 1;
   arrangement_ = std::make_unique<Arrangement<scalar_t>>(
-      arrange(*plan_, team_ ? n_ : blocks_.front().n, members));
+      arrange(*plan_, team() ? n_ : blocks_.front().n, members));
   barrier_ = std::make_unique<Barrier>(members);
   for (int t = 0; t < threads; ++t) {
     workers_.push_back(
-        std::make_unique<Worker<scalar_t>>(*plan_, *arrangement_, team_ ? t : 0, barrier_.get()));
+        std::make_unique<Worker<scalar_t>>(*plan_, *arrangement_, team() ? t : 0, barrier_.get()));
   }
 }
 
@@ -78,15 +78,15 @@ template <typename Function>
 void Run<scalar_t>::parallel(int threads, double ns, Function function) {
   const int useful = static_cast<int>(std::clamp(ns / kThreadNs, 1.0, 1024.0));
   threads = std::max(1, sharing_everything() ? threads : std::min(threads, useful));
-  if (!team_) threads = std::min(threads, static_cast<int>(blocks_.size()));
-  if (team_ && !sharing_everything()) threads = crew_.choose(threads);
+  if (!team()) threads = std::min(threads, static_cast<int>(blocks_.size()));
+  if (team() && !sharing_everything()) threads = crew_.choose(std::min(threads, team_));
   const double begin = now_ns();
   while (true) {
     prepare(threads);
     for (auto& worker : workers_) worker->start();
     const bool complete = run_team(threads, [&](int member) {
       Worker<scalar_t>& worker = *workers_[static_cast<size_t>(member)];
-      if (team_) {
+      if (team()) {
         function(worker, blocks_.front(), member);
         return;
       }

@@ -15,21 +15,40 @@ class Crew {
  public:
   // How many threads the next call takes, of those it may.
   int choose(int threads) const {
-    if (threads == 1 || team_ < kGood) return threads;
-    return solo_ == 0 || solo_ < team_ ? 1 : threads;
+    if (threads == 1) return 1;
+    if (team_.calls < kTrials || team_.cost < kGood) return threads;
+    if (solo_.calls == 0) return 1;
+    const bool team = team_.cost <= solo_.cost;
+    const bool other = calls_ - tried_ >= patience_;
+    return team != other ? threads : 1;
   }
 
   // A call took so many nanoseconds; one thread was expected to take `expected`.
   void note(int threads, double ns, double expected) {
-    double& mean = threads == 1 ? solo_ : team_;
+    Way& way = threads == 1 ? solo_ : team_;
+    Way& other = threads == 1 ? team_ : solo_;
+    const bool was_better = way.calls > 0 && other.calls > 0 && way.cost <= other.cost;
     const double cost = ns / expected;
-    mean = mean == 0 ? cost : 0.5 * (mean + cost);
+    // The first call of a kind finds caches cold and threads asleep.
+    way.cost = way.calls < kTrials ? cost : 0.5 * (way.cost + cost);
+    ++way.calls;
+    ++calls_;
+    if (was_better || other.calls == 0) return;
+    // What was slower has been tried, and less often so if it is slower still.
+    tried_ = calls_;
+    patience_ = way.cost <= other.cost ? kPatience : 2 * patience_;
   }
 
  private:
   // As fast as this beside the estimate of one thread, nothing else is tried.
-  static constexpr double kGood = 0.7;
-  double team_ = 0, solo_ = 0;  // time taken by time expected; 0: not tried
+  static constexpr double kGood = 0.65;
+  static constexpr int64_t kTrials = 2, kPatience = 8;
+  struct Way {
+    double cost = 0;  // time taken by time expected
+    int64_t calls = 0;
+  };
+  Way team_, solo_;
+  int64_t calls_ = 0, tried_ = 0, patience_ = kPatience;
 };
 
 template <typename scalar_t>
@@ -61,7 +80,7 @@ class Run {
   void sample(const DrawJob<scalar_t>& job, int64_t units, int threads);
 
   int64_t n() const { return n_; }
-  bool team() const { return team_; }
+  bool team() const { return team_ > 1; }
   size_t bytes() const;
   const Plan<scalar_t>& plan() const { return *plan_; }
 
@@ -79,7 +98,7 @@ class Run {
 
   std::shared_ptr<const Plan<scalar_t>> plan_;
   const int64_t n_;
-  bool team_;
+  int team_;  // threads that work on all images together; 1: each on images of its own
   Crew crew_;
   double total_ns_;
   std::vector<Block<scalar_t>> blocks_;

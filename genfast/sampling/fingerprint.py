@@ -15,7 +15,8 @@ from genfast._extension import loaded
 Fingerprint = tuple[object, ...]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_PLAIN = frozenset((bool, int, str))
+_PLAIN = frozenset((bool, int, str, type(None)))
+_NUMBERS_AND_WORDS = (bool, int, float, complex, str)
 _SEQUENCE = (list, tuple)
 # Equal to nothing but themselves.
 _FUNCTIONS = (
@@ -73,7 +74,7 @@ def _take(
     kind = type(value)
     if kind in _PLAIN:
         found.append((key, kind, value))
-    elif isinstance(value, bool | int | float | complex | str):
+    elif isinstance(value, _NUMBERS_AND_WORDS):
         found.append((key, repr(value)))  # NaN is no change
     elif isinstance(value, Tensor):
         found.append(key)
@@ -84,6 +85,9 @@ def _take(
         found.append((key, value.shape, value.dtype.str, hash(value.tobytes())))
     elif depth < _DEEPEST:
         if isinstance(value, _SEQUENCE):
+            if _PLAIN.issuperset(map(type, value)):  # sizes of a kernel, say
+                found.append((key, tuple(value)))
+                return
             for number, each in enumerate(value):
                 _take((key, number), each, found, tensors, depth + 1)
         elif isinstance(value, dict):
@@ -95,15 +99,18 @@ def _take(
 
 
 def _hashes(tensors: list[Tensor]) -> Iterator[object]:
-    """Of each tensor its kind and a number."""
-    hash_bits: Any = importlib.import_module("genfast._C").hash_bits if loaded() else None
+    """One number for the strided tensors on the CPU together; of each other one what can be had."""
+    quick: list[Tensor] = []
     with torch.no_grad():
-        for tensor in tensors:
-            number = None
-            if tensor.layout == torch.strided and not tensor.is_meta:
-                quick = tensor.is_cpu and hash_bits is not None
-                number = hash_bits(tensor) if quick else int(_sum_of_words(tensor))
-            yield tensor.dtype, tensor.device, tensor.shape, number
+        for number, tensor in enumerate(tensors):
+            dense = tensor.layout == torch.strided and not tensor.is_meta
+            if dense and tensor.is_cpu and loaded():
+                quick.append(tensor)
+                continue
+            bits = int(_sum_of_words(tensor)) if dense else None
+            yield number, tensor.dtype, tensor.device, tensor.shape, bits
+        if quick:
+            yield importlib.import_module("genfast._C").hash_bits(quick)
 
 
 def _sum_of_words(tensor: Tensor) -> Tensor:
