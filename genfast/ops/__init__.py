@@ -1,5 +1,7 @@
 """The fused operators. Each file holds one op: its meaning, its reference, its registrations."""
 
+from genfast.ops.categorical_nll import categorical_nll as categorical_nll
+from genfast.ops.categorical_nll import categorical_nll_reference as categorical_nll_reference
 from genfast.ops.gan_loss import gan_loss as gan_loss
 from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
 from genfast.ops.logistic_mixture_nll import logistic_mixture_nll as logistic_mixture_nll
