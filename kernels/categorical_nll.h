@@ -45,7 +45,7 @@ struct CategoricalNllBackward {
 
 constexpr int64_t kCategoricalChunk = 256;  // sites
 
-inline int64_t categorical_chunks(const CategoricalLayout& layout) {
+GENFAST_INLINE int64_t categorical_chunks(const CategoricalLayout& layout) {
   return (layout.sites + kCategoricalChunk - 1) / kCategoricalChunk;
 }
 

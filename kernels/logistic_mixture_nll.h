@@ -188,7 +188,7 @@ struct LogisticMixtureNll {
 
 constexpr int64_t kLogisticChunk = 256;  // sites
 
-inline int64_t logistic_mixture_chunks(int64_t sites) {
+GENFAST_INLINE int64_t logistic_mixture_chunks(int64_t sites) {
   return (sites + kLogisticChunk - 1) / kLogisticChunk;
 }
 
@@ -198,7 +198,7 @@ inline int64_t logistic_mixture_chunks(int64_t sites) {
 #include "kernels/cpu/simd.h"
 namespace genfast::cpu {
 // Elements of scratch memory that a call needs, for the widest vectors.
-inline int64_t logistic_mixture_scratch(int64_t mixtures, int colours) {
+GENFAST_INLINE int64_t logistic_mixture_scratch(int64_t mixtures, int colours) {
   constexpr int64_t kMostPixels = 32;
   return (2 * logistic_channels(mixtures, colours) + 2 * mixtures) * kMostPixels;
 }
