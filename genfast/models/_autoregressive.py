@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genfast.models._base import GenerativeModel, require, require_count
+from genfast.ops import categorical_nll
 from genfast.sampling import Sampler, compile_sampler, sample_naive
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.request import tensor_of
@@ -90,9 +90,7 @@ def categorical_log_prob(logits: Tensor, x: Tensor) -> Tensor:
         logits: [N, levels, ...].
         x: [N, ...], integers.
     """
-    # Half-precision logits are summed over levels and places in float32.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(logits, x.long(), reduction="none").flatten(1).sum(dim=1)
+    return -categorical_nll(logits, x)
 
 
 def labels_to_draw(where: str, labels: Tensor | None, n: int, classes: int) -> Tensor | None:

@@ -1,7 +1,13 @@
 """The fused operators. Each file holds one op: its meaning, its reference, its registrations."""
 
+from genfast.ops.categorical_nll import categorical_nll as categorical_nll
+from genfast.ops.categorical_nll import categorical_nll_reference as categorical_nll_reference
 from genfast.ops.gan_loss import gan_loss as gan_loss
 from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
+from genfast.ops.logistic_mixture_nll import logistic_mixture_nll as logistic_mixture_nll
+from genfast.ops.logistic_mixture_nll import (
+    logistic_mixture_nll_reference as logistic_mixture_nll_reference,
+)
 from genfast.ops.masked_conv2d import live_taps as live_taps
 from genfast.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from genfast.ops.masked_conv2d import masked_conv2d_reference as masked_conv2d_reference
