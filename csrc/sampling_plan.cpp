@@ -308,9 +308,9 @@ bool block_by_block(const Instruction<scalar_t>& gemm, const Instruction<scalar_
   if (gemm.kind != Kind::kGemm || later.kind != Kind::kPointwise) return false;
   std::vector<int64_t> starts;
   for (const Read& read : later.reads) {
-    if (read.grid != gemm.out) continue;
+    if (!gemm.writes(read.grid)) continue;
     if (read.step != 1 || read.dy != 0 || read.dx != 0) return false;
-    const int64_t start = read.start - gemm.first;
+    const int64_t start = read.start - gemm.first_in(read.grid);
     // Reads of the buffer's other features are no concern of this Gemm.
     if (start + read.count <= 0 || start >= gemm.count) continue;
     if (std::find(starts.begin(), starts.end(), start) == starts.end()) starts.push_back(start);

@@ -78,6 +78,8 @@ struct Instruction {
   int64_t levels = 0;
 
   bool writes(int32_t grid) const { return grid == out || grid == rectified; }
+  // The first feature of a buffer that it writes.
+  int64_t first_in(int32_t grid) const { return grid == out ? first : rectified_first; }
 };
 
 // Instructions that follow each other row by row: no row needs another row of the group.
