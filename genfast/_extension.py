@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from genfast.errors import BuildError, BuildMismatchError, NotBuiltError
 
-OPS = ("masked_conv2d", "reparameterize", "gan_loss", "philox")
+OPS = ("masked_conv2d", "reparameterize", "gan_loss", "gated_activation", "philox")
 
 # The dispatcher operator that stands for an op when its name differs.
 _OPERATORS = {"philox": "philox_fill"}

@@ -24,6 +24,7 @@ ROOMS = {
 # (op, room) -> why the file is absent.
 ABSENT = {
     ("masked_conv2d", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
+    ("gated_activation", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
 }
 
 # What is no op: the sampling engine, a class with state. Its parts carry its name in both rooms.

@@ -2,6 +2,10 @@
 
 from genfast.ops.gan_loss import gan_loss as gan_loss
 from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
+from genfast.ops.gated_activation import gated_activation as gated_activation
+from genfast.ops.gated_activation import (
+    gated_activation_reference as gated_activation_reference,
+)
 from genfast.ops.masked_conv2d import live_taps as live_taps
 from genfast.ops.masked_conv2d import masked_conv2d as masked_conv2d
 from genfast.ops.masked_conv2d import masked_conv2d_reference as masked_conv2d_reference
