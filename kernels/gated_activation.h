@@ -26,20 +26,22 @@ GENFAST_INLINE number gate_value(number a, number b, const GateExponentials<numb
 }
 
 template <typename number>
-struct GateSlopes {
-  number a, b;  // the derivatives by a and by b
+struct GatePoint {
+  number value;
+  number slope_a, slope_b;  // its derivatives by a and by b
 };
 
 // 1 - tanh^2 = 4 e / (1 + e)^2 and sigmoid (1 - sigmoid) = f / (1 + f)^2, without cancellation.
+// What the caller does not use is not computed.
 template <typename scalar_t, typename number>
-GENFAST_INLINE GateSlopes<number> gate_slopes(number a, number b,
-                                              const GateExponentials<number>& of) {
+GENFAST_INLINE GatePoint<number> gate_point(number a, number b,
+                                            const GateExponentials<number>& of) {
   const number tanh_below = of.a_less1 + scalar_t(2), sigmoid_below = of.b + scalar_t(1);
   const number both = scalar_t(1) / (tanh_below * sigmoid_below);
   const number tanh_part = both * sigmoid_below, sigmoid_part = both * tanh_below;
   const number tanh_a = (a < scalar_t(0) ? of.a_less1 : -of.a_less1) * tanh_part;
   const number sigmoid_b = (b < scalar_t(0) ? of.b : scalar_t(1) + number{}) * sigmoid_part;
-  return {sigmoid_b * (scalar_t(4) * of.a * tanh_part * tanh_part),
+  return {tanh_a * sigmoid_b, sigmoid_b * (scalar_t(4) * of.a * tanh_part * tanh_part),
           tanh_a * (of.b * sigmoid_part * sigmoid_part)};
 }
 

@@ -115,9 +115,9 @@ GENFAST_INLINE void backward_row(const GatedActivationBackward<scalar_t>& params
   scalar_t* to_b = to_a + params.grad_x.half;
   for_vectors<scalar_t>(first, last, [&](int64_t k, auto part) {
     const Vector<scalar_t> a = rows.a(k, part), b = rows.b(k, part);
-    const auto slopes = gate_slopes<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b));
+    const auto point = gate_point<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b));
     const Vector<scalar_t> of_out = load(grad + k, part);
-    const Vector<scalar_t> of_a = of_out * slopes.a, of_b = of_out * slopes.b;
+    const Vector<scalar_t> of_a = of_out * point.slope_a, of_b = of_out * point.slope_b;
     store(to_a + k, of_a, part);
     store(to_b + k, of_b, part);
     added(k, of_a, of_b, part);

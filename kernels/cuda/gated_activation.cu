@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(kThreads)
     Pack<scalar_t, width> of_a, of_b;
 #pragma unroll
     for (int l = 0; l < width; ++l) {
-      const auto slopes = gate_slopes<acc_t>(a[l], b[l], exponentials(a[l], b[l]));
-      of_a.lane[l] = store<scalar_t>(of_out[l] * slopes.a);
-      of_b.lane[l] = store<scalar_t>(of_out[l] * slopes.b);
+      const auto point = gate_point<acc_t>(a[l], b[l], exponentials(a[l], b[l]));
+      of_a.lane[l] = store<scalar_t>(of_out[l] * point.slope_a);
+      of_b.lane[l] = store<scalar_t>(of_out[l] * point.slope_b);
     }
     scalar_t* to = params.grad_x.data + i * params.grad_x.outer + j * params.grad_x.inner + k;
     *reinterpret_cast<Pack<scalar_t, width>*>(to) = of_a;
