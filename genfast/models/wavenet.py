@@ -29,7 +29,7 @@ from genfast.models._base import (
     require_count,
 )
 from genfast.nn import logistic_mixture_nll
-from genfast.ops import gated_activation
+from genfast.ops import causal_conv1d
 from genfast.sampling.distributions import Categorical, Distribution, LogisticMixture
 
 LOWEST_LOG_SCALE = -14.0
@@ -133,8 +133,18 @@ class DilatedLayer(nn.Module):
         if self.of_features is not None:
             of_features = self.of_features(cast(Tensor, features))
             condition = of_features if condition is None else condition[:, :, None] + of_features
-        z = gated_activation(self.dilated(x), condition)
-        return x if self.residual is None else x + self.residual(z), self.skip(z)
+        residual = self.residual
+        return causal_conv1d(
+            x,
+            self.dilated.weight,
+            self.dilated.bias,
+            condition,
+            residual_weight=None if residual is None else residual.weight,
+            residual_bias=None if residual is None else residual.bias,
+            skip_weight=self.skip.weight,
+            skip_bias=self.skip.bias,
+            dilation=self.dilated.dilation[0],
+        )
 
 
 class WaveNet(GenerativeModel):

@@ -1,5 +1,7 @@
 """The fused operators. Each file holds one op: its meaning, its reference, its registrations."""
 
+from genfast.ops.causal_conv1d import causal_conv1d as causal_conv1d
+from genfast.ops.causal_conv1d import causal_conv1d_reference as causal_conv1d_reference
 from genfast.ops.gan_loss import gan_loss as gan_loss
 from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
 from genfast.ops.gated_activation import gated_activation as gated_activation
