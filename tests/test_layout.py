@@ -25,6 +25,8 @@ ROOMS = {
 ABSENT = {
     ("masked_conv2d", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
     ("gated_activation", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
+    ("causal_conv1d", "CUDA kernel"): "composed of torch's convolutions and gated_activation",
+    ("causal_conv1d", "Triton kernel"): "composed of torch's convolutions and gated_activation",
 }
 
 # What is no op: the sampling engine, a class with state. Its parts carry its name in both rooms.
