@@ -95,9 +95,9 @@ void causal_conv1d(const CausalConv1dInputs<scalar_t>& inputs,
     const TimeTile tile = TimeTile::of<scalar_t>(shape, index);
     read_taps(inputs, tile, x);
     for_gates(
-        inputs, packed.gates, tile, x, [](int64_t, int64_t, int64_t, int64_t) {},
-        [&](int64_t g, int64_t, int64_t t, int64_t v, Vector<scalar_t> a, Vector<scalar_t> b) {
-          store(z + g * kBufferStep + t + v,
+        inputs, packed.gates, tile, x, [](int64_t, int64_t, int64_t) {},
+        [&](int64_t g, int64_t, int64_t, int64_t t, Vector<scalar_t> a, Vector<scalar_t> b) {
+          store(z + g * kBufferStep + t,
                 gate_value<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b)));
         });
     if (shape.residual) {

@@ -75,14 +75,14 @@ void backward_tile(const CausalConv1dInputs<scalar_t>& inputs,
   scalar_t* grad_b = buffers.grad_h + shape.G * kBufferStep;
   for_gates(
       inputs, packed.gates, tile, buffers.x,
-      [&](int64_t, int64_t first, int64_t pairs, int64_t t) {
+      [&](int64_t first, int64_t pairs, int64_t t) {
         multiply_packed<scalar_t>(pairs)(packed.heads_back + first * heads, buffers.grad + t,
                                          kBufferStep, heads, grad_z, columns);
       },
-      [&](int64_t g, int64_t i, int64_t t, int64_t v, Vector<scalar_t> a, Vector<scalar_t> b) {
+      [&](int64_t g, int64_t i, int64_t v, int64_t t, Vector<scalar_t> a, Vector<scalar_t> b) {
         const auto point = gate_point<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b));
         const Vector<scalar_t> of_z = load(grad_z + i * columns + v);
-        const int64_t at = g * kBufferStep + t + v;
+        const int64_t at = g * kBufferStep + t;
         store(buffers.z + at, point.value);
         store(grad_a + at, of_z * point.slope_a);
         store(grad_b + at, of_z * point.slope_b);

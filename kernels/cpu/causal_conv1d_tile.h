@@ -76,36 +76,39 @@ GENFAST_INLINE void store_within(scalar_t* to, Vector<scalar_t> value, int64_t l
   }
 }
 
-// What is added to the product of row c: the bias and the condition, of vectors from time t on.
+// What is added to the product of row c: the bias and the condition.
 template <typename scalar_t>
-class Added {
- public:
-  Added(const CausalConv1dInputs<scalar_t>& inputs, const TimeTile& tile, int64_t c) {
-    const CausalConv1dShape& shape = inputs.shape;
-    scalar_t number = inputs.bias == nullptr ? scalar_t(0) : inputs.bias[c];
+struct Added {
+  scalar_t number;
+  const scalar_t* row;  // from the start of the tile on, or null
+
+  GENFAST_INLINE Added of(const CausalConv1dInputs<scalar_t>& inputs, const TimeTile& tile,
+                          int64_t c) {
+    Added added{inputs.bias == nullptr ? scalar_t(0) : inputs.bias[c], nullptr};
     if (inputs.condition != nullptr) {
-      const int64_t row = tile.n * 2 * shape.G + c;
+      const int64_t row = tile.n * 2 * inputs.shape.G + c;
       if (inputs.condition_step == 0) {
-        number += inputs.condition[row];
+        added.number += inputs.condition[row];
       } else {
-        row_ = inputs.condition + row * shape.T + tile.start;
+        added.row = inputs.condition + row * inputs.shape.T + tile.start;
       }
     }
-    number_ = broadcast(number);
+    return added;
   }
-
-  GENFAST_INLINE Vector<scalar_t> at(const Added& added, int64_t t, int64_t count) {
-    if (added.row_ == nullptr) return added.number_;
-    return added.number_ + load_within(added.row_ + t, count - t);
-  }
-
- private:
-  Vector<scalar_t> number_;
-  const scalar_t* row_ = nullptr;
 };
 
-// Calls function(g, t, a, b) for every gate g and every vector of moments from t on of a tile,
-// where a and b are the arguments of the gate.
+// A vector of h at moment t of the tile; `whole` where all of its moments exist.
+template <bool whole, typename scalar_t>
+GENFAST_INLINE Vector<scalar_t> sum_at(const scalar_t* product, const Added<scalar_t>& added,
+                                       int64_t t, int64_t count) {
+  const Vector<scalar_t> value = load(product) + broadcast(added.number);
+  if (added.row == nullptr) return value;
+  return value + (whole ? load(added.row + t) : load_within(added.row + t, count - t));
+}
+
+// For every register tile of a tile of time: calls prepare(first gate, gates, t), then function(g,
+// i, v, t, a, b) for each gate g, the i-th of them, and each vector of moments from t on, the v-th
+// number of its columns; a and b are the arguments of the gate.
 template <typename scalar_t, typename Prepare, typename Function>
 void for_gates(const CausalConv1dInputs<scalar_t>& inputs, const scalar_t* packed,
                const TimeTile& tile, const scalar_t* taps, Prepare&& prepare, Function&& function) {
@@ -113,23 +116,33 @@ void for_gates(const CausalConv1dInputs<scalar_t>& inputs, const scalar_t* packe
   const CausalConv1dShape& shape = inputs.shape;
   const int64_t K = shape.K();
   alignas(64) scalar_t product[kTileRows * columns];
+  Added<scalar_t> added[kTileRows];
   const Panels panels = Panels::of(shape.G, kTilePairs);
   for (int64_t p = 0; p < panels.count; ++p) {
     const int64_t pairs = panels.rows(p), first = panels.first(p);
+    for (int64_t i = 0; i < pairs; ++i) {
+      added[i] = Added<scalar_t>::of(inputs, tile, first + i);
+      added[pairs + i] = Added<scalar_t>::of(inputs, tile, shape.G + first + i);
+    }
     const auto multiply = multiply_packed<scalar_t>(2 * pairs);
+    const auto gates = [&](int64_t start, auto whole) {
+      for (int64_t i = 0; i < pairs; ++i) {
+        const scalar_t *of_a = product + i * columns, *of_b = of_a + pairs * columns;
+#pragma GCC unroll 2
+        for (int64_t v = 0; v < columns; v += lanes) {
+          const int64_t t = start + v;
+          function(first + i, i, v, t, sum_at<whole()>(of_a + v, added[i], t, tile.count),
+                   sum_at<whole()>(of_b + v, added[pairs + i], t, tile.count));
+        }
+      }
+    };
     for (int64_t t = 0; t < tile.width; t += columns) {
       multiply(packed + 2 * first * K, taps + t, kBufferStep, K, product, columns);
-      prepare(p, first, pairs, t);
-      for (int64_t i = 0; i < pairs; ++i) {
-        const Added<scalar_t> to_a(inputs, tile, first + i);
-        const Added<scalar_t> to_b(inputs, tile, shape.G + first + i);
-        for (int64_t v = 0; v < columns; v += lanes) {
-          const Vector<scalar_t> a =
-              load(product + i * columns + v) + Added<scalar_t>::at(to_a, t + v, tile.count);
-          const Vector<scalar_t> b = load(product + (pairs + i) * columns + v) +
-                                     Added<scalar_t>::at(to_b, t + v, tile.count);
-          function(first + i, i, t, v, a, b);
-        }
+      prepare(first, pairs, t);
+      if (t + columns <= tile.count) {
+        gates(t, std::true_type{});
+      } else {
+        gates(t, std::false_type{});
       }
     }
   }
