@@ -35,11 +35,12 @@ template <typename scalar_t>
 void add_products(const scalar_t* rows, int64_t count, const scalar_t* columns, int64_t step,
                   int64_t width, const TimeTile& tile, scalar_t* sums) {
   const Panels panels = Panels::of(count, kTileRows);
-  for (int64_t p = 0; p < panels.count; ++p) {
-    const auto multiply = multiply_rows<scalar_t, kBufferStep>(panels.rows(p));
-    for (int64_t c = 0; c < width; c += kTileColumns<scalar_t>) {
-      multiply(rows + panels.first(p) * kBufferStep, columns + c, step, tile.width,
-               sums + panels.first(p) * width + c, width);
+  for (int64_t c = 0; c < width; c += kTileColumns<scalar_t>) {  // which stay in the first cache
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t first = panels.first(p);
+      multiply_rows<scalar_t, kBufferStep>(panels.rows(p))(rows + first * kBufferStep, columns + c,
+                                                           step, tile.width,
+                                                           sums + first * width + c, width);
     }
   }
 }
