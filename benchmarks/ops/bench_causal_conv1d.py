@@ -7,10 +7,13 @@ Floor, for one moment with k taps, R, G and S channels, in multiplications and a
     gate                      about 50 G each way
 
 With k=2, R=G=64, S=128 that is 57,344 forward and 147,456 backward, 204,800 together (172,032 for
-PyTorch, which keeps what we compute again), or 3.3 GFLOP for 16,000 moments. The products bound
-the ratio to eager: eager needs 2.75 GFLOP of them at the same peak.
-Memory, forward: x and the condition once, out and skip once: R + 2 G + R + S numbers a moment;
-backward: x, the condition, both gradients, grad_h written and read again, grad_x: 3 R + S + 6 G.
+PyTorch, which keeps what we compute again), or 3.3 GFLOP for 16,000 moments. Memory, forward: x and
+the condition once, out and skip once: R + 2 G + R + S numbers a moment; backward: x, the condition,
+both gradients, grad_h written and read again, grad_x: 3 R + S + 6 G.
+
+On one core of a Xeon with AVX-512 the register tiles reach 177 GFLOP/s, so that the products alone
+take 18.5 ms; eager takes 43 to 48 ms. Twice its speed would leave 4 ms for 1 million gates each way
+(1.7 ms) and 74 MB at the speed of a copy (5 ms): the products bound the ratio, not their form.
 """
 
 import pytest
