@@ -2,6 +2,8 @@
 
 #include "csrc/fingerprint.h"
 
+#include "csrc/sampling_team.h"
+
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -46,20 +48,46 @@ uint64_t hash_bytes(const uint8_t* data, int64_t size) {
 
 }  // namespace
 
-int64_t hash_bits(const at::Tensor& tensor) {
-  TORCH_CHECK(tensor.device().is_cpu(), "hash_bits: expected a CPU tensor, got ", tensor.device());
-  const at::Tensor data = tensor.contiguous();
-  const auto* const bytes = static_cast<const uint8_t*>(data.const_data_ptr());
-  const auto size = static_cast<int64_t>(data.nbytes());
-  const int64_t chunks = (size + kChunk - 1) / kChunk;
-  std::vector<uint64_t> hashes(chunks);
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      hashes[i] = hash_bytes(bytes + i * kChunk, std::min(kChunk, size - i * kChunk));
+int64_t hash_bits(const std::vector<at::Tensor>& tensors) {
+  struct Piece {
+    const uint8_t* data;
+    int64_t size;
+  };
+  std::vector<at::Tensor> dense;
+  std::vector<Piece> pieces;
+  int64_t total = 0;           // bytes
+  std::vector<int64_t> words;  // what the tensors are, then the hashes of their pieces
+  for (const at::Tensor& tensor : tensors) {
+    TORCH_CHECK(tensor.device().is_cpu(), "hash_bits: expected a CPU tensor, got ",
+                tensor.device());
+    words.push_back(static_cast<int64_t>(tensor.scalar_type()));
+    words.push_back(tensor.dim());
+    words.insert(words.end(), tensor.sizes().begin(), tensor.sizes().end());
+    dense.push_back(tensor.contiguous());
+    const auto* const bytes = static_cast<const uint8_t*>(dense.back().const_data_ptr());
+    const auto size = static_cast<int64_t>(dense.back().nbytes());
+    total += size;
+    for (int64_t at = 0; at < size; at += kChunk) {
+      pieces.push_back({bytes + at, std::min(kChunk, size - at)});
     }
-  });
-  const auto* const all = reinterpret_cast<const uint8_t*>(hashes.data());
-  return static_cast<int64_t>(hash_bytes(all, chunks * static_cast<int64_t>(sizeof(uint64_t))));
+  }
+  const size_t first = words.size();
+  const auto count = static_cast<int64_t>(pieces.size());
+  words.resize(first + pieces.size());
+  const auto hash_share = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      words[first + i] = static_cast<int64_t>(hash_bytes(pieces[i].data, pieces[i].size));
+    }
+  };
+  // A team of the engine's: unlike torch's own loops it works in a forked child too.
+  const int threads = static_cast<int>(std::min<int64_t>(at::get_num_threads(), total / kChunk));
+  const bool shared = threads > 1 && sampling::run_team(threads, [&](int member) {
+                        hash_share(count * member / threads, count * (member + 1) / threads);
+                      });
+  if (!shared) hash_share(0, count);
+  const auto* const all = reinterpret_cast<const uint8_t*>(words.data());
+  return static_cast<int64_t>(
+      hash_bytes(all, static_cast<int64_t>(words.size() * sizeof(int64_t))));
 }
 
 }  // namespace genfast

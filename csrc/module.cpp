@@ -51,7 +51,7 @@ PYBIND11_MODULE(_C, m) {
         return false;
       },
       "Force a SIMD level (for tests). Returns whether this machine has it.");
-  m.def("hash_bits", &genfast::hash_bits, "A hash of the bits of a CPU tensor.",
+  m.def("hash_bits", &genfast::hash_bits, "A hash of CPU tensors: dtypes, sizes and bits.",
         py::call_guard<py::gil_scoped_release>());
   genfast::sampling::bind_engine(m);
 }

@@ -10,11 +10,11 @@ std::atomic<bool> share_all{false};
 
 // What a core does, roughly, measured on a Xeon with AVX-512 (Sapphire Rapids): it decides only
 // how work is shared, never what is computed.
-constexpr double kBytesPerNs = 300;     // multiply-adds, counted as bytes of their results
-constexpr double kNearBytesPerNs = 80;  // weights that stay in the second level cache
-constexpr double kFarBytesPerNs = 28;   // weights from beyond it
-constexpr double kNearBytes = 1.6e6;    // what stays there
-constexpr double kBarrierNs = 700;
+constexpr double kBytesPerNs = 300;      // multiply-adds, counted as bytes of their results
+constexpr double kNearBytesPerNs = 100;  // weights that stay in the second level cache
+constexpr double kFarBytesPerNs = 31;    // weights from beyond it
+constexpr double kNearBytes = 1.6e6;     // what stays there
+constexpr double kBarrierNs = 300;
 constexpr double kInstructionNs = 60;
 
 template <typename scalar_t>
@@ -102,6 +102,13 @@ int64_t feature_units(const Plan<scalar_t>& plan, const Group<scalar_t>& group) 
   return panels_of(group.instructions.back().count, plan.kernels.panel_width);
 }
 
+// The part of a group that the thread with most of its features computes.
+template <typename scalar_t>
+double largest_share(const Plan<scalar_t>& plan, const Group<scalar_t>& group, int threads) {
+  const int64_t units = feature_units(plan, group);
+  return static_cast<double>((units + threads - 1) / threads) / static_cast<double>(units);
+}
+
 template <typename scalar_t>
 Split choose_split(const Plan<scalar_t>& plan, const Group<scalar_t>& group, int64_t n, int threads,
                    double near_far) {
@@ -166,13 +173,30 @@ bool reads(const Instruction<scalar_t>& instruction, int32_t grid) {
                      [&](const Tap& tap) { return is(tap.read); });
 }
 
+// The first feature of a buffer that an instruction writes.
+template <typename scalar_t>
+int64_t first_of(const Instruction<scalar_t>& instruction, int32_t grid) {
+  return grid == instruction.out ? instruction.first : instruction.rectified_first;
+}
+
+// Whether two instructions write the same features of a buffer that the first one writes.
+template <typename scalar_t>
+bool writes_same(const Instruction<scalar_t>& a, const Instruction<scalar_t>& b, int32_t grid) {
+  if (!b.writes(grid)) return false;
+  const int64_t first = first_of(a, grid), other = first_of(b, grid);
+  return first < other + b.count && other < first + a.count;
+}
+
 template <typename scalar_t>
 bool conflict(const Group<scalar_t>& before, const Group<scalar_t>& after) {
   for (const auto& a : before.instructions) {
     for (const auto& b : after.instructions) {
-      if (reads(b, a.out) || reads(a, b.out)) return true;
-      const bool overlap = a.first < b.first + b.count && b.first < a.first + a.count;
-      if (a.out == b.out && overlap) return true;
+      for (const int32_t grid : {a.out, a.rectified}) {
+        if (grid >= 0 && (reads(b, grid) || writes_same(a, b, grid))) return true;
+      }
+      for (const int32_t grid : {b.out, b.rectified}) {
+        if (grid >= 0 && reads(a, grid)) return true;
+      }
     }
   }
   return false;
@@ -237,32 +261,45 @@ double estimate(const Plan<scalar_t>& plan, int64_t n) {
 }
 
 template <typename scalar_t>
-bool team_is_faster(const Plan<scalar_t>& plan, int64_t n, int threads) {
-  if (threads == 1 || sharing_everything()) return threads > 1;
-  const double members = static_cast<double>(std::min<int64_t>(threads, n));
-  const double each = (static_cast<double>(n) + members - 1) / members;
-  const double alone = estimate(plan, static_cast<int64_t>(each));
+double team_estimate(const Plan<scalar_t>& plan, int64_t n, int threads) {
   const Arrangement<scalar_t> team = arrange(plan, n, threads);
   const double speed = bytes_per_ns(pixel_weights(plan) / threads);
-  double together = 0;
+  double ns = 0;
   for (const auto& list : team.lists) {
     for (const auto& assignment : list) {
-      const double times = times_of(plan, *assignment.group);
-      const bool solo = assignment.split == Split::kSolo;
-      const bool rows = assignment.split == Split::kRows;
-      const double part = assignment.split == Split::kFeatures ? 1.0 / threads : 1.0;
-      const double images = static_cast<double>(n) / (rows ? threads : 1);
-      together += times * (group_ns(plan, *assignment.group, images, speed, part) +
-                           (solo ? 0 : kBarrierNs));
+      const Group<scalar_t>& group = *assignment.group;
+      double part = 1, images = static_cast<double>(n);
+      if (assignment.split == Split::kFeatures) part = largest_share(plan, group, threads);
+      if (assignment.split == Split::kRows) images /= threads;
+      const double barrier = assignment.split == Split::kSolo ? 0 : kBarrierNs;
+      ns += times_of(plan, group) * (group_ns(plan, group, images, speed, part) + barrier);
     }
   }
-  return together < alone;
+  return ns;
+}
+
+template <typename scalar_t>
+int team_size(const Plan<scalar_t>& plan, int64_t n, int threads) {
+  if (threads == 1 || sharing_everything()) return threads;
+  const int64_t members = std::min<int64_t>(threads, n);
+  double least = estimate(plan, (n + members - 1) / members);
+  int best = 1;
+  for (int size = 2; size <= threads; size *= 2) {
+    for (const int each : {size, std::min(size + size / 2, threads)}) {
+      const double ns = team_estimate(plan, n, each);
+      if (ns < least) {
+        least = ns;
+        best = each;
+      }
+    }
+  }
+  return best;
 }
 
 #define GENFAST_INSTANTIATE(scalar_t)                                          \
   template Arrangement<scalar_t> arrange(const Plan<scalar_t>&, int64_t, int); \
   template double estimate(const Plan<scalar_t>&, int64_t);                    \
-  template bool team_is_faster(const Plan<scalar_t>&, int64_t, int);
+  template int team_size(const Plan<scalar_t>&, int64_t, int);
 GENFAST_INSTANTIATE(float)
 GENFAST_INSTANTIATE(double)
 #undef GENFAST_INSTANTIATE

@@ -46,9 +46,10 @@ struct Arrangement {
 template <typename scalar_t>
 Arrangement<scalar_t> arrange(const Plan<scalar_t>& plan, int64_t n, int threads);
 
-// Whether n images are computed sooner by a team than by threads with images of their own.
+// How many of the threads compute n images soonest as a team; 1 where threads with images of their
+// own are quicker.
 template <typename scalar_t>
-bool team_is_faster(const Plan<scalar_t>& plan, int64_t n, int threads);
+int team_size(const Plan<scalar_t>& plan, int64_t n, int threads);
 
 // Nanoseconds that one thread takes for a whole image of each of n images, roughly.
 template <typename scalar_t>

@@ -224,46 +224,84 @@ std::vector<Tensor> forced(Run<scalar_t>& run, const Tensor& x, int threads) {
   return out;
 }
 
+cpu::DrawRule categorical(int64_t levels) {
+  require(levels >= 1 && levels < (int64_t{1} << 31),
+          "sampling: expected levels >= 1, got levels=", levels);
+  return {cpu::DrawKind::kCategorical, levels, 1, levels, 1};
+}
+
+cpu::DrawRule bernoulli() {
+  return {cpu::DrawKind::kBernoulli, 2, 1, 1, 1};
+}
+
+cpu::DrawRule logistic_mixture(int64_t levels, int64_t mixtures, int64_t colours,
+                               double lowest_log_scale) {
+  require(levels >= 2 && levels < (int64_t{1} << 31),
+          "sampling: expected levels >= 2, got levels=", levels);
+  require(mixtures >= 1 && mixtures < (int64_t{1} << 31),
+          "sampling: expected mixtures >= 1, got mixtures=", mixtures);
+  require(colours == 1 || colours == 3, "sampling: expected colours 1 or 3, got colours=", colours);
+  const int64_t parameters = (colours == 3 ? 10 : 3) * mixtures;
+  cpu::DrawRule rule{cpu::DrawKind::kLogisticMixture, levels, colours, parameters, 1 + colours};
+  rule.mixtures = mixtures;
+  rule.lowest_log_scale = lowest_log_scale;
+  return rule;
+}
+
+cpu::DrawRule gaussian(const std::string& scale) {
+  constexpr const char* kNames[] = {"log_std", "std", "log_variance"};
+  const auto* const found = std::find_if(std::begin(kNames), std::end(kNames),
+                                         [&](const char* known) { return scale == known; });
+  require(found != std::end(kNames), "sampling: expected a known scale, got scale=", scale);
+  cpu::DrawRule rule{cpu::DrawKind::kGaussian, 0, 1, 2, 2};
+  rule.scale = static_cast<cpu::GaussianScale>(found - std::begin(kNames));
+  return rule;
+}
+
+// Symbols that are known must be levels: they say which row of `values` the model sees.
+void check_known(const int32_t* symbols, const bool* known, int64_t count, int64_t levels) {
+  for (int64_t i = 0; i < count; ++i) {
+    require(!known[i] || (symbols[i] >= 0 && symbols[i] < levels),
+            "sampling run: expected known symbols in 0 .. ", levels - 1, ", got ", symbols[i]);
+  }
+}
+
 template <typename scalar_t>
-void sample_categorical(Run<scalar_t>& run, const Tensor& noise, const Tensor& values,
-                        double temperature, const std::optional<Tensor>& known,
-                        const std::optional<Tensor>& known_mask, int64_t start,
-                        const Tensor& symbols, const Tensor& log_probs, int64_t units,
-                        int threads) {
+void sample(Run<scalar_t>& run, const cpu::DrawRule& rule, const Tensor& noise,
+            const std::optional<Tensor>& values, double temperature, double start,
+            const std::optional<Tensor>& known_mask, const Tensor& symbols,
+            const std::optional<Tensor>& log_probs, int64_t units, int threads) {
   const Plan<scalar_t>& plan = run.plan();
   const std::vector<int64_t> size{run.n(), plan.colours, plan.height, plan.width};
-  check_like("noise", noise, size, at::kFloat);
-  check_like("symbols", symbols, size, at::kInt);
-  check_like("log_probs", log_probs, {run.n()}, at::kDouble);
-  require(values.dim() == 2, "sampling run: expected values [K, encoded], got shape ",
-          values.sizes());
-  const int64_t K = values.size(0);
-  check_like("values", values, {K, plan.encoded}, kType<scalar_t>);
-  require(K >= 1 && start >= 0 && start < K,
-          "sampling run: expected a start symbol in 0 .. K - 1, got start=", start);
+  const bool levels = rule.levels > 0;
+  require(plan.colours % rule.count == 0, "sampling run: expected colours in groups of ",
+          rule.count, ", got colours=", plan.colours);
+  const int64_t channels = plan.colours / rule.count * rule.uniforms;
+  check_like("noise", noise, {run.n(), channels, plan.height, plan.width}, at::kFloat);
+  check_like("symbols", symbols, size, levels ? at::kInt : kType<scalar_t>);
   require(temperature > 0, "sampling run: expected temperature > 0, got temperature=", temperature);
   require(units >= 1, "sampling run: expected rows >= 1, got rows=", units);
-  require(known.has_value() == known_mask.has_value(),
-          "sampling run: expected known and known_mask together, got one");
-  CategoricalJob<scalar_t> job{noise.const_data_ptr<float>(),
-                               values.const_data_ptr<scalar_t>(),
-                               K,
-                               temperature,
-                               nullptr,
-                               nullptr,
-                               start,
-                               symbols.mutable_data_ptr<int32_t>(),
-                               log_probs.mutable_data_ptr<double>()};
-  if (known.has_value()) {
-    check_like("known", *known, size, at::kLong);
+  DrawJob<scalar_t> job{rule, temperature, start, noise.const_data_ptr<float>()};
+  if (levels) {
+    require(values.has_value(), "sampling run: expected values of the levels, got none");
+    check_like("values", *values, {rule.levels, plan.encoded}, kType<scalar_t>);
+    require(start >= 0 && start < static_cast<double>(rule.levels),
+            "sampling run: expected a start symbol in 0 .. levels - 1, got start=", start);
+    job.values = values->template const_data_ptr<scalar_t>();
+    job.levels = symbols.mutable_data_ptr<int32_t>();
+  } else {
+    require(plan.encoded == 1, "sampling run: expected a model that sees numbers as they are, got ",
+            plan.encoded, " features of each");
+    job.numbers = symbols.mutable_data_ptr<scalar_t>();
+  }
+  if (known_mask.has_value()) {
     check_like("known_mask", *known_mask, size, at::kBool);
-    job.known = known->const_data_ptr<int64_t>();
     job.known_mask = known_mask->const_data_ptr<bool>();
-    for (int64_t i = 0; i < known->numel(); ++i) {
-      const bool valid = !job.known_mask[i] || (job.known[i] >= 0 && job.known[i] < K);
-      require(valid, "sampling run: expected known symbols in 0 .. ", K - 1, ", got ",
-              job.known[i]);
-    }
+    if (levels) check_known(job.levels, job.known_mask, symbols.numel(), rule.levels);
+  }
+  if (log_probs.has_value()) {
+    check_like("log_probs", *log_probs, {run.n()}, at::kDouble);
+    job.log_probs = log_probs->mutable_data_ptr<double>();
   }
   py::gil_scoped_release without_gil;
   run.sample(job, units, threads);
@@ -297,7 +335,7 @@ void bind(py::module_& m, const std::string& suffix) {
       .def("parameters", &parameters<scalar_t>)
       .def("supply", &supply<scalar_t>)
       .def("forced", &forced<scalar_t>)
-      .def("sample_categorical", &sample_categorical<scalar_t>);
+      .def("sample", &sample<scalar_t>);
 }
 
 }  // namespace
@@ -315,6 +353,11 @@ void bind_engine(py::module_& m) {
   m.def(
       "share_sampling", &share_everything,
       "Share a sampling run's work however little it is (for tests). Returns the setting before.");
+  py::class_<cpu::DrawRule>(m, "SamplingDrawRule")
+      .def_static("categorical", &categorical)
+      .def_static("bernoulli", &bernoulli)
+      .def_static("logistic_mixture", &logistic_mixture)
+      .def_static("gaussian", &gaussian);
   bind<float>(m, "Float");
   bind<double>(m, "Double");
 }

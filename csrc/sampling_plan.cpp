@@ -43,9 +43,9 @@ int64_t stride_of(int64_t features) {
 template <typename scalar_t>
 Kernels<scalar_t> kernels_of_this_machine() {
   return cpu::at_simd_level([](auto level) {
-    return Kernels<scalar_t>{
-        cpu::kPanelWidth<level(), scalar_t>, cpu::sampling_gemm<level(), scalar_t>,
-        cpu::sampling_pointwise<level(), scalar_t>, cpu::sampling_categorical<level(), scalar_t>};
+    return Kernels<scalar_t>{cpu::kPanelWidth<level(), scalar_t>,
+                             cpu::sampling_gemm<level(), scalar_t>,
+                             cpu::sampling_pointwise<level(), scalar_t>};
   });
 }
 
@@ -173,7 +173,6 @@ class Compiler {
     made.copies_initial = made.reads.size() > 1 || (made.has_initial && made.reads[0].step != 1);
     const int64_t bias_size = static_cast<int64_t>(spec.bias.size());
     require(bias_size == 0 || bias_size == spec.count, "a bias [count]", "numel", bias_size);
-    require(bias_size == 0 || !made.has_initial, "a bias or initial reads", "both", 1);
 
     const int64_t width = plan_.kernels.panel_width;
     const int64_t panels = (spec.count + width - 1) / width;
@@ -292,12 +291,12 @@ template <typename scalar_t>
 bool row_by_row(const Instruction<scalar_t>& earlier, const Instruction<scalar_t>& later) {
   bool apart = earlier.up == later.up || later.kind != Kind::kGemm || earlier.kind != Kind::kGemm;
   each_read(later, [&](const Read& read, bool same_grid) {
-    if (read.grid != earlier.out) return;
+    if (!earlier.writes(read.grid)) return;
     apart = apart && same_grid && read.dy == 0 && read.dx == 0;
   });
-  each_read(earlier, [&](const Read& read, bool) { apart = apart && read.grid != later.out; });
-  each_read(earlier, [&](const Read& read, bool) { apart = apart && read.grid != earlier.out; });
-  each_read(later, [&](const Read& read, bool) { apart = apart && read.grid != later.out; });
+  each_read(earlier, [&](const Read& read, bool) { apart = apart && !later.writes(read.grid); });
+  each_read(earlier, [&](const Read& read, bool) { apart = apart && !earlier.writes(read.grid); });
+  each_read(later, [&](const Read& read, bool) { apart = apart && !later.writes(read.grid); });
   return apart;
 }
 
@@ -323,6 +322,74 @@ bool block_by_block(const Instruction<scalar_t>& gemm, const Instruction<scalar_
   }
   const bool whole = static_cast<int64_t>(starts.size()) * later.count == gemm.count;
   return whole && (starts.size() == 1 || later.count % panel == 0);
+}
+
+// Whether `later` is nothing but the rectifier of what `gemm` computes.
+template <typename scalar_t>
+bool rectifies(const WhenSpec& when, const Instruction<scalar_t>& gemm,
+               const Instruction<scalar_t>& later) {
+  if (gemm.kind != Kind::kGemm || gemm.rectified >= 0 || later.kind != Kind::kPointwise)
+    return false;
+  if (later.steps.size() != 1 || later.steps[0].op != cpu::PointwiseOp::kRelu) return false;
+  if (later.reads.size() != 1 || later.count != gemm.count || later.out == gemm.out) return false;
+  const Read& read = later.reads[0];
+  bool same = read.grid == gemm.out && read.start == gemm.first && read.step == 1;
+  same = same && read.dy == 0 && read.dx == 0 && read.top <= 0 && read.left <= 0;
+  same = same && read.bottom >= when.height && read.right >= when.width;
+  each_read(gemm, [&](const Read& its, bool) { same = same && its.grid != later.out; });
+  return same;
+}
+
+// Lets a Gemm write the rectifier's result that follows it too: one walk less over small rows.
+template <typename scalar_t>
+void join_rectifiers(std::vector<std::pair<WhenSpec, Instruction<scalar_t>>>& list) {
+  std::vector<std::pair<WhenSpec, Instruction<scalar_t>>> kept;
+  for (auto& [when, instruction] : list) {
+    if (!kept.empty() && kept.back().first == when &&
+        rectifies(when, kept.back().second, instruction)) {
+      kept.back().second.rectified = instruction.out;
+      kept.back().second.rectified_first = instruction.first;
+    } else {
+      kept.emplace_back(when, std::move(instruction));
+    }
+  }
+  list = std::move(kept);
+}
+
+// Input that is dealt out in this many numbers a symbol is zero nearly everywhere.
+constexpr int64_t kOneHot = 16;
+// Results for which it takes longer to read the weights of an input than to see whether it is zero.
+constexpr int64_t kWide = 128;
+
+// Marks the Gemms that read what is often zero: a comparison's results, or a rectifier's.
+template <typename scalar_t>
+void find_sparse(std::vector<std::vector<std::pair<WhenSpec, Instruction<scalar_t>>>>& lists,
+                 int64_t buffers, bool one_hot) {
+  enum : char { kNothing, kOneOfMany, kHalf, kNumbers };  // how many of the features are not zero
+  std::vector<char> holds(static_cast<size_t>(buffers), kNothing);
+  holds[0] = one_hot ? kOneOfMany : kNumbers;
+  for (const auto& list : lists) {
+    for (const auto& [when, instruction] : list) {
+      char& held = holds[static_cast<size_t>(instruction.out)];
+      char holding = kNumbers;
+      if (instruction.kind == Kind::kPointwise && !instruction.steps.empty()) {
+        const cpu::PointwiseOp last = instruction.steps.back().op;
+        if (last == cpu::PointwiseOp::kEq) holding = kOneOfMany;
+        if (last == cpu::PointwiseOp::kRelu) holding = kHalf;
+      }
+      held = std::max(held, holding);
+    }
+  }
+  for (auto& list : lists) {
+    for (auto& [when, instruction] : list) {
+      for (const Tap& tap : instruction.taps) {
+        if (tap.read.grid >= buffers || !instruction.finite) continue;
+        const char held = holds[static_cast<size_t>(tap.read.grid)];
+        const bool pays = held == kOneOfMany || (held == kHalf && instruction.count >= kWide);
+        instruction.sparse = instruction.sparse || pays;
+      }
+    }
+  }
 }
 
 template <typename scalar_t>
@@ -452,8 +519,11 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
       }
     }
   }
+  find_sparse(flat, buffer_count, encoded >= kOneHot);
+  for (auto& list : flat) join_rectifiers(list);
   for (const auto& list : flat) {
     for (const auto& [when, instruction] : list) {
+      if (instruction.sparse) most_live = std::max(most_live, instruction.K);
       most_reads = std::max({most_reads, static_cast<int64_t>(instruction.taps.size()),
                              static_cast<int64_t>(instruction.reads.size())});
       if (instruction.kind == Kind::kPointwise)

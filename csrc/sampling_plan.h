@@ -29,9 +29,8 @@ class Memory {
 template <typename scalar_t>
 struct Kernels {
   int64_t panel_width;
-  void (*gemm)(const cpu::GemmCall<scalar_t>&);
+  void (*gemm)(cpu::GemmCall<scalar_t>);
   void (*pointwise)(const cpu::PointwiseCall<scalar_t>&);
-  void (*categorical)(cpu::CategoricalCall<scalar_t>&);
 };
 
 // A read of a grid: the buffers, then the tables. Bounds lie within the grid.
@@ -52,14 +51,17 @@ struct Instruction {
   Kind kind;
   int32_t out;
   int64_t first, count;
+  int32_t rectified = -1;       // of a Gemm: the buffer that gets its results without negative ones
+  int64_t rectified_first = 0;  // the first feature there
   std::vector<Tap> taps;
   int64_t K = 0;
   int64_t up = 1, down = 1;
   bool has_initial = false;
   bool copies_initial = false;  // `reads` are joined or strided: copied to `out` first
   bool finite = true;
-  std::vector<Read> reads;           // of the initial value or the operands
-  std::vector<int64_t> begins;       // feature of the result at which each read begins
+  bool sparse = false;          // many inputs may be zero, and then no product of theirs counts
+  std::vector<Read> reads;      // of the initial value or the operands
+  std::vector<int64_t> begins;  // feature of the result at which each read begins
   const scalar_t* packed = nullptr;  // panels of a Gemm, rows of a Lookup
   const scalar_t* bias = nullptr;
   std::vector<cpu::PointwiseConstant<scalar_t>> constants;
@@ -69,6 +71,8 @@ struct Instruction {
   bool maximum = false;
   int64_t outer = 1, size = 1, inner = 1;
   int64_t levels = 0;
+
+  bool writes(int32_t grid) const { return grid == out || grid == rectified; }
 };
 
 // Instructions that follow each other row by row: no row needs another row of the group.
@@ -114,6 +118,7 @@ struct Plan {
   int64_t most_registers = 1;  // of a Pointwise
   int64_t most_levels = 1;     // parameters of a draw
   int64_t most_features = 1;   // of a read
+  int64_t most_live = 0;       // inputs of a sparse Gemm
   size_t packed_bytes() const { return memory.bytes(); }
 
  private:

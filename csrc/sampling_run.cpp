@@ -6,10 +6,8 @@
 namespace genfast::sampling {
 namespace {
 
-// A thread's start costs tens of microseconds: what a call must have to do for each.
-constexpr double kThreadNs = 150e3;
-// Images that make it worthwhile for a team to meet before and after drawing.
-constexpr int64_t kTeamDraws = 8;
+// Waking a thread costs up to tens of microseconds: what a call must have to do for each.
+constexpr double kThreadNs = 50e3;
 // Spans of a sound that one call covers where the whole is given.
 constexpr int64_t kForcedSpans = 64;
 
@@ -25,9 +23,9 @@ Run<scalar_t>::Run(std::shared_ptr<const Plan<scalar_t>> plan, int64_t n, int th
                    const std::vector<Condition<scalar_t>>& conditions)
     : plan_(std::move(plan)),
       n_(n),
-      team_(team_is_faster(*plan_, n, threads)),
+      team_(team_size(*plan_, n, threads)),
       total_ns_(estimate(*plan_, n)) {
-  const int64_t count = team_ ? 1 : std::min<int64_t>(n, threads);
+  const int64_t count = team() ? 1 : std::min<int64_t>(n, threads);
   blocks_.reserve(static_cast<size_t>(count));
   for (int64_t b = 0; b < count; ++b) {
     const int64_t begin = n * b / count, end = n * (b + 1) / count;
@@ -65,13 +63,13 @@ template <typename scalar_t>
 void Run<scalar_t>::prepare(int threads) {
   if (arrangement_ != nullptr && static_cast<int>(workers_.size()) == threads) return;
   workers_.clear();
-  const int members = team_ ? threads : 1;
+  const int members = team() ? threads : 1;
   arrangement_ = std::make_unique<Arrangement<scalar_t>>(
-      arrange(*plan_, team_ ? n_ : blocks_.front().n, members));
+      arrange(*plan_, team() ? n_ : blocks_.front().n, members));
   barrier_ = std::make_unique<Barrier>(members);
   for (int t = 0; t < threads; ++t) {
     workers_.push_back(
-        std::make_unique<Worker<scalar_t>>(*plan_, *arrangement_, team_ ? t : 0, barrier_.get()));
+        std::make_unique<Worker<scalar_t>>(*plan_, *arrangement_, team() ? t : 0, barrier_.get()));
   }
 }
 
@@ -80,15 +78,15 @@ template <typename Function>
 void Run<scalar_t>::parallel(int threads, double ns, Function function) {
   const int useful = static_cast<int>(std::clamp(ns / kThreadNs, 1.0, 1024.0));
   threads = std::max(1, sharing_everything() ? threads : std::min(threads, useful));
-  if (!team_) threads = std::min(threads, static_cast<int>(blocks_.size()));
-  if (team_ && !sharing_everything()) threads = crew_.choose(threads);
+  if (!team()) threads = std::min(threads, static_cast<int>(blocks_.size()));
+  if (team() && !sharing_everything()) threads = crew_.choose(std::min(threads, team_));
   const double begin = now_ns();
   while (true) {
     prepare(threads);
     for (auto& worker : workers_) worker->start();
     const bool complete = run_team(threads, [&](int member) {
       Worker<scalar_t>& worker = *workers_[static_cast<size_t>(member)];
-      if (team_) {
+      if (team()) {
         function(worker, blocks_.front(), member);
         return;
       }
@@ -232,62 +230,14 @@ void Run<scalar_t>::forced(const scalar_t* x, const std::vector<scalar_t*>& out,
 }
 
 template <typename scalar_t>
-void Run<scalar_t>::draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
-                                     const CategoricalJob<scalar_t>& job, size_t d, int64_t r,
-                                     int64_t c, Fault& fault) const {
-  const Draw<scalar_t>& draw = plan_->draws[d];
-  const int64_t E = plan_->encoded, plane = plan_->height * plan_->width;
-  const bool together = worker.threads() > 1 && block.n >= kTeamDraws;
-  worker.settle(together);
-  int64_t begin = 0, end = block.n;
-  if (together) {
-    begin = block.n * worker.member() / worker.threads();
-    end = block.n * (worker.member() + 1) / worker.threads();
-  } else if (worker.member() != 0) {
-    end = 0;
-  }
-  const bool present = block.has(draw, r, c);
-  for (int64_t b = begin; b < end; ++b) {
-    const int64_t image = block.first + b;
-    const scalar_t* logits = present ? worker.parameters(block, draw, r, c, b) : nullptr;
-    for (int64_t k = 0; k < draw.count; ++k) {
-      const int64_t colour = draw.first + k;
-      const int64_t at = (image * plan_->colours + colour) * plane + r * plan_->width + c;
-      int64_t symbol = job.start;
-      if (job.known_mask != nullptr && job.known_mask[at]) {
-        symbol = job.known[at];
-      } else if (logits != nullptr) {
-        cpu::CategoricalCall<scalar_t> call{logits + k * job.K,
-                                            job.K,
-                                            static_cast<scalar_t>(job.temperature),
-                                            static_cast<double>(job.noise[at]),
-                                            worker.doubles(),
-                                            -1,
-                                            0};
-        plan_->kernels.categorical(call);
-        if (call.symbol < 0) fault.note({r, c, colour, image});
-        symbol = std::max<int64_t>(call.symbol, 0);
-        job.log_probs[image] += call.log_prob;
-      }
-      job.symbols[at] = static_cast<int32_t>(symbol);
-      scalar_t* to = block.out(0, colour * E, r, c) + b * block.image_stride(0);
-      std::copy_n(job.values + symbol * E, E, to);
-    }
-  }
-  worker.wrote(together);
-}
-
-template <typename scalar_t>
-void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads) {
+void Run<scalar_t>::sample(const DrawJob<scalar_t>& job, int64_t units, int threads) {
   const Position next = position();
   const bool sound = plan_->height == 1;
   const bool at_start = sound ? next.column % plan_->span == 0 : next.column == 0;
   require_position(!next.done, "a pixel that is not drawn yet, got the end of the image");
   require_position(next.draw == 0 && at_start && !ready_,
                    "a position at the beginning of a row or span");
-  for (const Draw<scalar_t>& draw : plan_->draws) {
-    require_position(draw.parameters == draw.count * job.K, "K parameters for every symbol");
-  }
+  const Drawer<scalar_t> drawer(*plan_, job);
   const int64_t W = plan_->width;
   const int64_t row_end = sound ? 1 : std::min(plan_->height, next.row + units);
   const int64_t column_end = sound ? std::min(W, next.column + units * plan_->span) : W;
@@ -299,9 +249,7 @@ void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, i
     Fault& fault = faults[static_cast<size_t>(member)];
     if (draw_ == plan_->draws.size()) worker.run_list(block, 1 + draw_, row_, column_, column_ + 1);
     scan(worker, block, next.row, sound ? next.column : 0, row_end, column_end,
-         [&](size_t d, int64_t r, int64_t c) {
-           draw_categorical(worker, block, job, d, r, c, fault);
-         });
+         [&](size_t d, int64_t r, int64_t c) { drawer.draw(worker, block, d, r, c, fault); });
   });
   draw_ = 0;
   row_ = sound && column_end < W ? next.row : row_end;
@@ -310,11 +258,7 @@ void Run<scalar_t>::sample(const CategoricalJob<scalar_t>& job, int64_t units, i
   for (const Fault& fault : faults) {
     if (fault.row >= 0) first.note(fault);
   }
-  if (first.row < 0) return;
-  throw NumericsError("sample: expected finite logits, got NaN or infinity at image=" +
-                      std::to_string(first.image) + ", channel=" + std::to_string(first.colour) +
-                      ", row=" + std::to_string(first.row) +
-                      ", column=" + std::to_string(first.column));
+  first.raise();
 }
 
 template class Run<float>;

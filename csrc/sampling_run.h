@@ -1,35 +1,13 @@
 // One pass over the images of a batch: its caches, its position in the scan, its threads.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
-#include "csrc/sampling_worker.h"
+#include "csrc/sampling_draw.h"
 
 namespace genfast::sampling {
-
-// Parameters of a draw that are no distribution.
-struct NumericsError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// What categorical sampling reads and writes; n images of `colours` symbols.
-template <typename scalar_t>
-struct CategoricalJob {
-  const float* noise;      // [n, colours, height, width]
-  const scalar_t* values;  // [K, encoded]: what the model sees
-  int64_t K;
-  double temperature;
-  const int64_t* known;    // [n, colours, height, width] or null
-  const bool* known_mask;  // likewise
-  int64_t start;           // the symbol where there are no parameters
-  int32_t* symbols;        // [n, colours, height, width]
-  double* log_probs;       // [n], added to
-};
 
 // Whether a team is worth having is measured as a run goes on: estimates know nothing of cores that
 // are busy with something else, where a team waits for its slowest member at every step.
@@ -37,21 +15,40 @@ class Crew {
  public:
   // How many threads the next call takes, of those it may.
   int choose(int threads) const {
-    if (threads == 1 || team_ < kGood) return threads;
-    return solo_ == 0 || solo_ < team_ ? 1 : threads;
+    if (threads == 1) return 1;
+    if (team_.calls < kTrials || team_.cost < kGood) return threads;
+    if (solo_.calls == 0) return 1;
+    const bool team = team_.cost <= solo_.cost;
+    const bool other = calls_ - tried_ >= patience_;
+    return team != other ? threads : 1;
   }
 
   // A call took so many nanoseconds; one thread was expected to take `expected`.
   void note(int threads, double ns, double expected) {
-    double& mean = threads == 1 ? solo_ : team_;
+    Way& way = threads == 1 ? solo_ : team_;
+    Way& other = threads == 1 ? team_ : solo_;
+    const bool was_better = way.calls > 0 && other.calls > 0 && way.cost <= other.cost;
     const double cost = ns / expected;
-    mean = mean == 0 ? cost : 0.5 * (mean + cost);
+    // The first call of a kind finds caches cold and threads asleep.
+    way.cost = way.calls < kTrials ? cost : 0.5 * (way.cost + cost);
+    ++way.calls;
+    ++calls_;
+    if (was_better || other.calls == 0) return;
+    // What was slower has been tried, and less often so if it is slower still.
+    tried_ = calls_;
+    patience_ = way.cost <= other.cost ? kPatience : 2 * patience_;
   }
 
  private:
   // As fast as this beside the estimate of one thread, nothing else is tried.
-  static constexpr double kGood = 0.7;
-  double team_ = 0, solo_ = 0;  // time taken by time expected; 0: not tried
+  static constexpr double kGood = 0.65;
+  static constexpr int64_t kTrials = 2, kPatience = 8;
+  struct Way {
+    double cost = 0;  // time taken by time expected
+    int64_t calls = 0;
+  };
+  Way team_, solo_;
+  int64_t calls_ = 0, tried_ = 0, patience_ = kPatience;
 };
 
 template <typename scalar_t>
@@ -80,24 +77,14 @@ class Run {
   void forced(const scalar_t* x, const std::vector<scalar_t*>& out, int threads);
 
   // Draws the next `units`: rows, or spans of an image of one row.
-  void sample(const CategoricalJob<scalar_t>& job, int64_t units, int threads);
+  void sample(const DrawJob<scalar_t>& job, int64_t units, int threads);
 
   int64_t n() const { return n_; }
-  bool team() const { return team_; }
+  bool team() const { return team_ > 1; }
   size_t bytes() const;
   const Plan<scalar_t>& plan() const { return *plan_; }
 
  private:
-  // Where parameters were no distribution: the first such symbol in the order of drawing.
-  struct Fault {
-    int64_t row = -1, column = 0, colour = 0, image = 0;
-
-    auto operator<=>(const Fault&) const = default;
-    void note(const Fault& other) {
-      if (row < 0 || other < *this) *this = other;
-    }
-  };
-
   // Calls function(worker, block, member) so that every block is worked on: by one thread each, or
   // by all.
   template <typename Function>
@@ -105,16 +92,13 @@ class Run {
   template <typename DrawAt>
   void scan(Worker<scalar_t>& worker, const Block<scalar_t>& block, int64_t row, int64_t column,
             int64_t row_end, int64_t column_end, DrawAt draw_at) const;
-  void draw_categorical(Worker<scalar_t>& worker, const Block<scalar_t>& block,
-                        const CategoricalJob<scalar_t>& job, size_t d, int64_t r, int64_t c,
-                        Fault& fault) const;
   void prepare(int threads);
   void check_indices();
   void require_position(bool condition, const char* rule) const;
 
   std::shared_ptr<const Plan<scalar_t>> plan_;
   const int64_t n_;
-  bool team_;
+  int team_;  // threads that work on all images together; 1: each on images of its own
   Crew crew_;
   double total_ns_;
   std::vector<Block<scalar_t>> blocks_;

@@ -1,5 +1,7 @@
-// Threads of one call: started when it begins, joined when it ends, so that a fork, an interpreter
-// that exits or a changed number of threads never meets one of them asleep.
+// The threads of one call. Torch's ops leave OpenMP's threads spinning for a while, and any thread
+// beside them would have to fight for a core: where OpenMP can give a team, its threads are taken.
+// Elsewhere they are started when a call begins and joined when it ends, so that a fork never meets
+// one of them asleep.
 #pragma once
 
 #include <atomic>
@@ -8,48 +10,61 @@
 #include <thread>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 namespace genfast::sampling {
 
+// Each member counts in a cache line of its own and reads the others': quicker than one counter
+// that goes from core to core.
 class Barrier {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
+  explicit Barrier(int threads) : counts_(static_cast<size_t>(threads)) {}
 
-  // Returns once all threads have called it. What any wrote before, all see after.
-  void wait() {
-    if (threads_ == 1) return;
-    const uint32_t phase = phase_.load(std::memory_order_acquire);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
-      arrived_.store(0, std::memory_order_relaxed);
-      phase_.store(phase + 1, std::memory_order_release);
-      return;
-    }
-    // A few microseconds of spinning outlast most waits; after that the core may be needed.
-    for (int spin = 0; phase_.load(std::memory_order_acquire) == phase; ++spin) {
-      if (spin < kSpins) {
-#if defined(__x86_64__)
-        _mm_pause();
-#endif
-      } else {
-        std::this_thread::yield();
+  // Returns once all members have called it. What any wrote before, all see after.
+  void wait(int member) {
+    std::atomic<uint32_t>& own = counts_[static_cast<size_t>(member)].value;
+    const uint32_t phase = own.load(std::memory_order_relaxed) + 1;
+    own.store(phase, std::memory_order_release);
+    for (const Count& other : counts_) {
+      // One that is ahead by a phase has been here too.
+      for (int spin = 0; other.value.load(std::memory_order_acquire) - phase > kHalf; ++spin) {
+        pause(spin);
       }
     }
   }
 
  private:
+  struct alignas(64) Count {
+    std::atomic<uint32_t> value{0};
+  };
+  static constexpr uint32_t kHalf = uint32_t{1} << 31;
   static constexpr int kSpins = 200;
-  const int threads_;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<uint32_t> phase_{0};
+
+  // A few microseconds of spinning outlast most waits; after that the core may be needed.
+  static void pause(int spin) {
+    if (spin >= kSpins) {
+      std::this_thread::yield();
+      return;
+    }
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+  std::vector<Count> counts_;
 };
 
-// Calls function(member) for 0 .. threads - 1 at the same time; the caller is member 0. Nothing may
-// throw in it. Returns false, having called nothing, if the system does not give that many threads.
+// Whether this process is the child of a fork, in which OpenMP's threads do not exist.
+bool in_forked_child();
+
+// Starts a thread for each member but the caller, and joins them.
 template <typename Function>
-[[nodiscard]] bool run_team(int threads, Function&& function) {
+bool run_started_team(int threads, Function&& function) {
   enum : int { kWait, kGo, kStop };
   std::atomic<int> start{kWait};
   std::vector<std::thread> others;
@@ -71,6 +86,39 @@ template <typename Function>
   if (complete) function(0);
   for (std::thread& other : others) other.join();
   return complete;
+}
+
+#if defined(_OPENMP)
+// Takes OpenMP's threads. Returns false, having called nothing, if they are too few.
+template <typename Function>
+bool run_openmp_team(int threads, Function&& function) {
+  bool complete = false;
+  // No num_threads clause: it makes OpenMP start threads anew where torch asks for another number.
+#pragma omp parallel
+  {
+    if (omp_get_num_threads() >= threads) {
+      const int member = omp_get_thread_num();
+      if (member == 0) complete = true;
+      if (member < threads) function(member);
+    }
+  }
+  return complete;
+}
+#endif
+
+// Calls function(member) for 0 .. threads - 1 at the same time; the caller is member 0. Nothing may
+// throw in it. Returns false, having called nothing, if the system does not give that many threads.
+template <typename Function>
+[[nodiscard]] bool run_team(int threads, Function&& function) {
+  if (threads == 1) {
+    function(0);
+    return true;
+  }
+#if defined(_OPENMP)
+  const bool there = omp_get_max_threads() >= threads && !omp_in_parallel() && !in_forked_child();
+  if (there && run_openmp_team(threads, function)) return true;
+#endif
+  return run_started_team(threads, function);
 }
 
 }  // namespace genfast::sampling

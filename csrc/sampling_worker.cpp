@@ -6,6 +6,15 @@
 namespace genfast::sampling {
 namespace {
 
+// Most divisors of the walk are one, and a division takes longer than to see that.
+int64_t quotient(int64_t a, int64_t b) {
+  return b == 1 ? a : a / b;
+}
+
+int64_t rest(int64_t a, int64_t b) {
+  return b == 1 ? 0 : a % b;
+}
+
 int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -((-a + b - 1) / b);
 }
@@ -84,8 +93,10 @@ Worker<scalar_t>::Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>
       barrier_(barrier),
       pointers_(static_cast<size_t>((plan.most_reads + 1) * cpu::kSamplingRows)),
       out_(static_cast<size_t>(cpu::kSamplingRows)),
+      rectified_(static_cast<size_t>(cpu::kSamplingRows)),
       taps_(static_cast<size_t>(plan.most_reads)),
       reads_(static_cast<size_t>(plan.most_reads)),
+      live_(static_cast<size_t>(plan.most_live)),
       zeros_(2 * static_cast<size_t>(plan.most_features) * sizeof(scalar_t)),
       registers_(static_cast<size_t>(plan.most_registers * cpu::kPointwiseChunk) *
                  sizeof(scalar_t)),
@@ -96,7 +107,7 @@ Worker<scalar_t>::Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>
 template <typename scalar_t>
 void Worker<scalar_t>::settle(bool all) {
   if (pending_all_ || (all && pending_solo_)) {
-    barrier_->wait();
+    barrier_->wait(member_);
     pending_all_ = pending_solo_ = false;
   }
 }
@@ -115,7 +126,7 @@ void Worker<scalar_t>::run_list(const Block<scalar_t>& block, size_t list, int64
   for (const int64_t g : arrangement_.rows[list][static_cast<size_t>(r)]) {
     const Assignment<scalar_t>& assignment = assignments[static_cast<size_t>(g)];
     const WhenSpec& when = assignment.group->when;
-    const int64_t i = (r - when.row_offset) / when.row_scale;
+    const int64_t i = quotient(r - when.row_offset, when.row_scale);
     int64_t first = c0 - when.column_offset, last = c1 - 1 - when.column_offset;
     if (when.column_scale != 1) {
       first = ceil_div(first, when.column_scale);
@@ -127,7 +138,7 @@ void Worker<scalar_t>::run_list(const Block<scalar_t>& block, size_t list, int64
     const bool shared = assignment.split != Split::kSolo;
     if (arrangement_.threads > 1) {
       if (assignment.last_conflict >= settled || pending_all_ || (shared && pending_solo_)) {
-        barrier_->wait();
+        barrier_->wait(member_);
         pending_all_ = pending_solo_ = false;
         settled = g;
       }
@@ -148,7 +159,7 @@ void Worker<scalar_t>::run_group(const Block<scalar_t>& block,
   const int64_t up = assignment.group->up;
   // Positions of one phase have the same taps.
   for (int64_t j0 = j_first; j0 < j_first + up && j0 <= j_last; ++j0) {
-    const int64_t rows = ((j_last - j0) / up + 1) * block.n;
+    const int64_t rows = (quotient(j_last - j0, up) + 1) * block.n;
     int64_t begin = 0, end = rows;
     if (assignment.split == Split::kRows) {
       begin = rows * member_ / arrangement_.threads;
@@ -192,12 +203,12 @@ template <typename scalar_t>
 bool Worker<scalar_t>::point(const Block<scalar_t>& block, const Read& read, const Chunk& chunk,
                              int64_t up, int64_t down, const scalar_t** to) {
   const int64_t stride = block.image_stride(read.grid);
-  const int64_t i = up == 1 ? chunk.i * down : chunk.i / up * down;
-  int64_t position = chunk.begin / block.n, b = chunk.begin % block.n;
+  const int64_t i = quotient(chunk.i, up) * down;
+  int64_t position = quotient(chunk.begin, block.n), b = rest(chunk.begin, block.n);
   bool inside = false;
   for (int64_t q = chunk.begin; q < chunk.end; ++position, b = 0) {
     const int64_t j = chunk.j0 + position * chunk.j_step;
-    const scalar_t* from = block.at(read, i, up == 1 ? j * down : j / up * down);
+    const scalar_t* from = block.at(read, i, quotient(j, up) * down);
     const int64_t until = std::min(chunk.end, q + block.n - b);
     if (from == nullptr) {
       for (; q < until; ++q) *to++ = nullptr;
@@ -211,14 +222,13 @@ bool Worker<scalar_t>::point(const Block<scalar_t>& block, const Read& read, con
 }
 
 template <typename scalar_t>
-void Worker<scalar_t>::point_out(const Block<scalar_t>& block,
-                                 const Instruction<scalar_t>& instruction, const Chunk& chunk) {
-  const int64_t stride = block.image_stride(instruction.out);
-  int64_t position = chunk.begin / block.n, b = chunk.begin % block.n;
-  scalar_t** to = out_.data();
+void Worker<scalar_t>::point_out(const Block<scalar_t>& block, int32_t grid, int64_t first,
+                                 const Chunk& chunk, scalar_t** to) {
+  const int64_t stride = block.image_stride(grid);
+  int64_t position = quotient(chunk.begin, block.n), b = rest(chunk.begin, block.n);
   for (int64_t q = chunk.begin; q < chunk.end; ++position, b = 0) {
     const int64_t j = chunk.j0 + position * chunk.j_step;
-    scalar_t* at = block.out(instruction.out, instruction.first, chunk.i, j) + b * stride;
+    scalar_t* at = block.out(grid, first, chunk.i, j) + b * stride;
     const int64_t until = std::min(chunk.end, q + block.n - b);
     for (; q < until; ++q, at += stride) *to++ = at;
   }
@@ -242,7 +252,12 @@ template <typename scalar_t>
 void Worker<scalar_t>::gemm(const Block<scalar_t>& block, const Instruction<scalar_t>& instruction,
                             const Share& share, const Chunk& chunk) {
   const int64_t rows = chunk.end - chunk.begin;
-  point_out(block, instruction, chunk);
+  point_out(block, instruction.out, instruction.first, chunk, out_.data());
+  scalar_t* const* rectified = nullptr;
+  if (instruction.rectified >= 0) {
+    rectified = rectified_.data();
+    point_out(block, instruction.rectified, instruction.rectified_first, chunk, rectified_.data());
+  }
   const scalar_t* const* initial = nullptr;
   if (instruction.has_initial) {
     bool copies = instruction.copies_initial;
@@ -267,7 +282,8 @@ void Worker<scalar_t>::gemm(const Block<scalar_t>& block, const Instruction<scal
       initial = out_.data();
     }
   }
-  const int64_t phase_row = chunk.i % instruction.up, phase_column = chunk.j0 % instruction.up;
+  const int64_t phase_row = rest(chunk.i, instruction.up);
+  const int64_t phase_column = rest(chunk.j0, instruction.up);
   int64_t taps = 0;
   // The initial value's pointers are still needed.
   size_t place = initial == pointers(0) ? 1 : 0;
@@ -278,18 +294,19 @@ void Worker<scalar_t>::gemm(const Block<scalar_t>& block, const Instruction<scal
     ++place;
     taps_[static_cast<size_t>(taps++)] = {to, tap.first_k, tap.read.count, tap.read.step};
   }
-  plan_.kernels.gemm({taps_.data(), taps, rows, out_.data(), initial, instruction.bias,
+  plan_.kernels.gemm({taps_.data(), taps, rows, out_.data(), rectified, initial, instruction.bias,
                       instruction.packed, instruction.K, instruction.count, share.panels.data(),
                       static_cast<int64_t>(share.panels.size()),
                       static_cast<const scalar_t*>(zeros_.data()) + plan_.most_features,
-                      !instruction.finite});
+                      !instruction.finite,
+                      instruction.sparse && rows == 1 ? live_.data() : nullptr});
 }
 
 template <typename scalar_t>
 void Worker<scalar_t>::pointwise(const Block<scalar_t>& block,
                                  const Instruction<scalar_t>& instruction, const Share& share,
                                  const Chunk& chunk) {
-  point_out(block, instruction, chunk);
+  point_out(block, instruction.out, instruction.first, chunk, out_.data());
   for (size_t r = 0; r < instruction.reads.size(); ++r) {
     const Read& read = instruction.reads[r];
     point(block, read, chunk, 1, 1, pointers(r));
@@ -306,7 +323,7 @@ void Worker<scalar_t>::pointwise(const Block<scalar_t>& block,
 template <typename scalar_t>
 void Worker<scalar_t>::reduce(const Block<scalar_t>& block,
                               const Instruction<scalar_t>& instruction, const Chunk& chunk) {
-  point_out(block, instruction, chunk);
+  point_out(block, instruction.out, instruction.first, chunk, out_.data());
   for (size_t r = 0; r < instruction.reads.size(); ++r) {
     point(block, instruction.reads[r], chunk, 1, 1, pointers(r));
   }
@@ -337,7 +354,7 @@ void Worker<scalar_t>::reduce(const Block<scalar_t>& block,
 template <typename scalar_t>
 void Worker<scalar_t>::lookup(const Block<scalar_t>& block,
                               const Instruction<scalar_t>& instruction, const Chunk& chunk) {
-  point_out(block, instruction, chunk);
+  point_out(block, instruction.out, instruction.first, chunk, out_.data());
   point(block, instruction.reads[0], chunk, 1, 1, pointers(0));
   for (int64_t q = 0; q < chunk.end - chunk.begin; ++q) {
     const scalar_t* from = pointers(0)[q];

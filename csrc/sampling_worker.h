@@ -122,8 +122,8 @@ class Worker {
   // Pointers of the chunk's rows; returns whether any row lies inside.
   bool point(const Block<scalar_t>& block, const Read& read, const Chunk& chunk, int64_t up,
              int64_t down, const scalar_t** to);
-  void point_out(const Block<scalar_t>& block, const Instruction<scalar_t>& instruction,
-                 const Chunk& chunk);
+  void point_out(const Block<scalar_t>& block, int32_t grid, int64_t first, const Chunk& chunk,
+                 scalar_t** to);
   // The joined features of `reads` at row q of the chunk's pointers, into `to`.
   void join(const Instruction<scalar_t>& instruction, int64_t q, scalar_t* to) const;
   const scalar_t** pointers(size_t read) { return pointers_.data() + read * cpu::kSamplingRows; }
@@ -135,9 +135,10 @@ class Worker {
   bool pending_all_ = false, pending_solo_ = false;
   bool bad_index_ = false;
   std::vector<const scalar_t*> pointers_;
-  std::vector<scalar_t*> out_;
+  std::vector<scalar_t*> out_, rectified_;
   std::vector<cpu::GemmTap<scalar_t>> taps_;
   std::vector<cpu::PointwiseRead<scalar_t>> reads_;
+  std::vector<cpu::LiveInput<scalar_t>> live_;
   Memory zeros_, registers_, joined_, doubles_;
 };
 

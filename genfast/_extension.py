@@ -24,6 +24,8 @@ OPS = (
     "gated_activation",
     "reparameterize",
     "gan_loss",
+    "logistic_mixture_nll",
+    "categorical_nll",
     "philox",
 )
 

@@ -30,14 +30,23 @@ struct GemmTap {
   int64_t step;
 };
 
-// out[row][features] = initial + sum over taps. Each result is one chain of fused multiply-adds.
+// A number that is not zero, and the row of a panel that it is multiplied by.
+template <typename scalar_t>
+struct LiveInput {
+  int64_t k;
+  scalar_t value;
+};
+
+// out[row][features] = initial + bias + sum over taps. Each result is one chain of fused
+// multiply-adds.
 template <typename scalar_t>
 struct GemmCall {
   const GemmTap<scalar_t>* taps;
   int64_t tap_count;
   int64_t rows;
   scalar_t* const* out;
-  const scalar_t* const* initial;  // per row [features]; null: use bias
+  scalar_t* const* rectified;      // per row: gets the results too, zero where negative; or null
+  const scalar_t* const* initial;  // per row [features]; null: zero
   const scalar_t* bias;            // padded to whole panels
   const scalar_t* packed;
   int64_t K;              // rows of a panel
@@ -46,6 +55,10 @@ struct GemmCall {
   int64_t panel_count;
   const scalar_t* zeros;  // stands for a row outside: as many on either side as a tap reads
   bool rows_alone;        // weights that are not finite: a zero would not hide them
+  // Room for K: weights of inputs that are zero are not read. Null: of all of them. Not with
+  // rows_alone. Of use for a single row, most of whose inputs may be zero.
+  LiveInput<scalar_t>* live;
+  int64_t live_count = 0;
 };
 
 enum class PointwiseOp : int32_t {
@@ -144,26 +157,10 @@ struct PointwiseCall {
   scalar_t* scratch;
 };
 
-// Draws symbols of K levels by inverting the cumulative distribution of softmax(logits / t).
-template <typename scalar_t>
-struct CategoricalCall {
-  const scalar_t* logits;
-  int64_t K;
-  scalar_t temperature;
-  double uniform;
-  double* scratch;  // K numbers
-  int64_t symbol;   // out: the level drawn, or -1 where the logits are no distribution
-  double log_prob;  // out: of the symbol, at temperature 1
-};
-
 template <SimdLevel level, typename scalar_t>
-void sampling_gemm(const GemmCall<scalar_t>& call);
+void sampling_gemm(GemmCall<scalar_t> call);
 
 template <SimdLevel level, typename scalar_t>
 void sampling_pointwise(const PointwiseCall<scalar_t>& call);
-
-// With a symbol that is given (known >= 0) only its log-probability is computed.
-template <SimdLevel level, typename scalar_t>
-void sampling_categorical(CategoricalCall<scalar_t>& call);
 
 }  // namespace genfast::cpu

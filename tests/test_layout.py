@@ -24,6 +24,8 @@ ROOMS = {
 # (op, room) -> why the file is absent.
 ABSENT = {
     ("masked_conv2d", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
+    ("logistic_mixture_nll", "Triton kernel"): "the same",
+    ("categorical_nll", "Triton kernel"): "the same",
     ("gated_activation", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
     ("causal_conv1d", "CUDA kernel"): "composed of torch's convolutions and gated_activation",
     ("causal_conv1d", "Triton kernel"): "composed of torch's convolutions and gated_activation",

@@ -25,22 +25,30 @@ from genfast.models import (
     GatedPixelCNNConfig,
     PixelCNN,
     PixelCNNConfig,
+    PixelCNNPlusPlus,
+    PixelCNNPlusPlusConfig,
     WaveNet,
     WaveNetConfig,
 )
-from genfast.sampling import Categorical, sample_naive
+from genfast.sampling import Categorical, LogisticMixture, sample_naive
 
 PROMISED = {torch.float32: 0.9999, torch.float64: 1.0}
 BATCH = 64
 
 
 def models():
-    """Small models with weights that make sharp and flat distributions; name to (model, shape)."""
+    """Small models with weights that make sharp and flat distributions: name to (model, theirs)."""
     torch.manual_seed(0)
     gated = GatedPixelCNN(GatedPixelCNNConfig((1, 28, 28), 256, 24, 6, 7, 3, 32))
     colours = PixelCNN(PixelCNNConfig((3, 16, 16), 64, 24, 4, 5, 48))
     sound = WaveNet(WaveNetConfig(length=2048, residual_channels=24, layers=12, cycle=8))
-    found = {"gated": (gated, 256), "colours": (colours, 64), "sound": (sound, 256)}
+    mixture = PixelCNNPlusPlus(PixelCNNPlusPlusConfig((3, 16, 16), 256, 16, 2, 5))
+    found = {
+        "gated": (gated, Categorical(256)),
+        "colours": (colours, Categorical(64)),
+        "sound": (sound, Categorical(256)),
+        "mixture": (mixture, LogisticMixture(256, 5, values=None)),
+    }
     for model, _ in found.values():
         with torch.no_grad():
             for parameter in model.parameters():
@@ -48,9 +56,8 @@ def models():
     return found
 
 
-def teacher_forced(model, levels, shape, symbols):
+def teacher_forced(model, distribution, shape, symbols):
     """Draw until there are enough symbols; return their sums."""
-    distribution = Categorical(levels)
     sampler = compile_sampler(model, shape, distribution)
     batch = min(BATCH, -(-symbols // torch.Size(shape).numel()))
     error, drawn, same, first = 0.0, 0, 0, 0
@@ -68,14 +75,14 @@ def main(words=None):
     parser.add_argument("--out", type=Path, help="file for the results as JSON")
     options = parser.parse_args(words)
     rows, broken = [], False
-    for name, (model, levels) in models().items():
+    for name, (model, distribution) in models().items():
         shape = getattr(model, "event_shape", None) or model.config.image_shape
         for dtype, promised in PROMISED.items():
             model = model.to(dtype).eval()
-            sampler, found = teacher_forced(model, levels, shape, options.symbols)
+            sampler, found = teacher_forced(model, distribution, shape, options.symbols)
             drawn = sampler.sample(options.free, seed=0)
             naive = sample_naive(
-                model, options.free, event_shape=shape, distribution=Categorical(levels), seed=0
+                model, options.free, event_shape=shape, distribution=distribution, seed=0
             )
             free = (drawn == naive).double().mean().item()
             kept = found.same >= promised * found.symbols

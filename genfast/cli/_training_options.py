@@ -113,7 +113,13 @@ SampleEvery = Annotated[
     ),
 ]
 SampleCount = Annotated[
-    int | None, option(metavar="N", group=RUN, help="Images in such a grid (default 64).")
+    int | None,
+    option(
+        metavar="N",
+        group=RUN,
+        help="Images in such a grid, or sounds of at most a second each; 0 takes 64 images or 8 "
+        "sounds (default 0).",
+    ),
 ]
 CheckpointEvery = Annotated[
     int | None,

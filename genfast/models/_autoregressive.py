@@ -1,16 +1,44 @@
 """What the autoregressive models share: conditioning, sums of log-likelihoods, sampling."""
 
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from genfast.models._base import GenerativeModel, require
-from genfast.sampling import compile_sampler, sample_naive
+from genfast.models._base import GenerativeModel, require, require_count
+from genfast.ops import categorical_nll
+from genfast.sampling import Sampler, compile_sampler, sample_naive
 from genfast.sampling.distributions import Distribution
+from genfast.sampling.request import tensor_of
 
 METHODS = ("compiled", "naive")
+_SAMPLERS_KEPT = 4
+
+
+class AutoregressiveModel(GenerativeModel):
+    """A model whose `log_prob` is exact: training and measures follow from it."""
+
+    def log_prob(self, x: Tensor, *conditioning: Any, **named: Any) -> Tensor:
+        """Return the log-likelihood [N] in nats of integer images or sounds x.
+
+        What a model is conditioned on comes after them, here and in what follows from this.
+        """
+        raise NotImplementedError
+
+    def bits_per_dim(self, x: Tensor, *conditioning: Any, **named: Any) -> Tensor:
+        """Return the negative log-likelihood [N] in bits for each of an event's symbols."""
+        nats = -self.log_prob(x, *conditioning, **named)
+        return nats / (math.prod(x.shape[1:]) * math.log(2))
+
+    def loss(
+        self, x: Tensor, part: str = "model", *conditioning: Any, **named: Any
+    ) -> dict[str, Tensor]:
+        """Return the mean negative log-likelihood: "loss" in nats an event, "bits_per_dim"."""
+        self._check_part(part, ("model",))
+        nll = -self.log_prob(x, *conditioning, **named).mean()
+        bits_per_dim = nll.detach() / (math.prod(x.shape[1:]) * math.log(2))
+        return {"loss": nll, "bits_per_dim": bits_per_dim}
 
 
 def labels_of(where: str, labels: Tensor | None, n: int, classes: int) -> Tensor | None:
@@ -25,7 +53,7 @@ def labels_of(where: str, labels: Tensor | None, n: int, classes: int) -> Tensor
         require(where, labels is None, "no labels, as the model has classes=0", labels=labels)
         return None
     require(where, labels is not None, f"labels [N] in 0 .. {classes - 1}", labels=None)
-    assert labels is not None
+    labels = labels if isinstance(labels, Tensor) else tensor_of(where, "labels", labels)
     is_integer = not (labels.is_floating_point() or labels.is_complex())
     fits = is_integer and labels.dtype != torch.bool and tuple(labels.shape) == (n,)
     rule = f"labels [{n}] of integers"
@@ -49,7 +77,7 @@ def vectors_of(
         require(where, values is None, f"no {name}, as the model has none", **{name: "some"})
         return None
     require(where, values is not None, f"{name} {list(shape)}", **{name: None})
-    assert values is not None
+    values = values if isinstance(values, Tensor) else tensor_of(where, name, values)
     fits = tuple(values.shape) == shape and values.is_floating_point()
     require(where, fits, f"{name} {list(shape)}", shape=list(values.shape), dtype=values.dtype)
     return values
@@ -62,14 +90,18 @@ def categorical_log_prob(logits: Tensor, x: Tensor) -> Tensor:
         logits: [N, levels, ...].
         x: [N, ...], integers.
     """
-    # Half-precision logits are summed over levels and places in float32.
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return -F.cross_entropy(logits, x.long(), reduction="none").flatten(1).sum(dim=1)
+    return -categorical_nll(logits, x)
 
 
-def classes_in_turn(labels: Tensor | None, n: int, classes: int) -> Tensor | None:
-    """Return the labels to draw with: those given, else 0, 1, 2, ... again and again."""
-    return torch.arange(n) % classes if labels is None and classes else labels
+def labels_to_draw(where: str, labels: Tensor | None, n: int, classes: int) -> Tensor | None:
+    """Return the labels to draw n events with: those given, else 0, 1, 2, ... again and again.
+
+    Raises:
+        InputError: n is no count, or the labels are unfit.
+    """
+    require_count("sample", n)
+    labels = torch.arange(n) % classes if labels is None and classes else labels
+    return labels_of(where, labels, n, classes)
 
 
 def draw(
@@ -84,7 +116,7 @@ def draw(
 ) -> Any:
     """Draw n images or sounds from a model, the same ones with either method.
 
-    The compiled sampler stays with the model until one of another shape is wanted; it notices by
+    Compiled samplers stay with the model until four of other shapes were wanted; each notices by
     itself when weights have changed.
 
     Args:
@@ -105,8 +137,10 @@ def draw(
         return sample_naive(
             model, n, event_shape=shape, distribution=distribution, conditions=given, **options
         )
-    key, sampler = model.kept_sampler
-    if key != (shape, *given):
+    kept, key = dict(model.kept_samplers), (shape, *given)
+    sampler: Sampler | None = kept.pop(key, None)
+    if sampler is None:
         sampler = compile_sampler(model, shape, distribution, conditioning=given)
-        model.kept_sampler = ((shape, *given), sampler)
-    return sampler.sample(n, **options, **given)
+    newest = [*kept.items(), (key, sampler)][-_SAMPLERS_KEPT:]
+    model.kept_samplers = dict(newest)
+    return sampler.sample(n, **{**options, **given})

@@ -1,6 +1,8 @@
 """What the models share: the training parts, the checks on images, and the checks on settings."""
 
+from collections.abc import Mapping
 from numbers import Integral
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -38,13 +40,13 @@ class GenerativeModel(nn.Module):
     Attributes:
         config: its settings.
         domain: "images" or "sounds": what it is a model of.
-        kept_sampler: the compiled sampler used last, and for what it was compiled; it is part of
-            no copy, pickle or state dict.
+        kept_samplers: the compiled samplers used last, by what they were compiled for, the newest
+            at the end; they are part of no copy, pickle or state dict.
     """
 
     config: LevelConfig
     domain: ClassVar[str] = "images"
-    kept_sampler: tuple[Any, Any] = (None, None)
+    kept_samplers: Mapping[Any, Any] = MappingProxyType({})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -54,7 +56,7 @@ class GenerativeModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        state.pop("kept_sampler", None)
+        state.pop("kept_samplers", None)
         return state
 
     def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:

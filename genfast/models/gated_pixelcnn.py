@@ -4,7 +4,6 @@ Source: van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu 20
 Image Generation with PixelCNN Decoders" (section 2, figures 1 and 2).
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -14,18 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.models._autoregressive import (
+    AutoregressiveModel,
     categorical_log_prob,
-    classes_in_turn,
     draw,
     labels_of,
+    labels_to_draw,
     vectors_of,
 )
 from genfast.models._base import (
-    GenerativeModel,
     check_image,
     check_sizes,
     require,
-    require_count,
 )
 from genfast.nn import MaskedConv2d
 from genfast.ops import gated_activation
@@ -144,7 +142,7 @@ class GatedLayer(nn.Module):
         return vertical, out
 
 
-class GatedPixelCNN(GenerativeModel):
+class GatedPixelCNN(AutoregressiveModel):
     """Gated PixelCNN with a softmax over the levels for every colour of every pixel.
 
     The colours of a pixel come in channel order.
@@ -202,26 +200,6 @@ class GatedPixelCNN(GenerativeModel):
         shape = (len(x), self.config.embedding)
         embedding = vectors_of("GatedPixelCNN", "embedding", embedding, shape)
         return categorical_log_prob(self(x, labels, embedding), x)
-
-    def bits_per_dim(
-        self, x: Tensor, labels: Tensor | None = None, embedding: Tensor | None = None
-    ) -> Tensor:
-        """Return the negative log-likelihood [N] in bits per dimension, C * H * W of them."""
-        nats = -self.log_prob(x, labels, embedding)
-        return nats / (math.prod(self.config.image_shape) * math.log(2))
-
-    def loss(
-        self,
-        x: Tensor,
-        part: str = "model",
-        labels: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the mean negative log-likelihood: "loss" in nats per image, "bits_per_dim"."""
-        self._check_part(part, ("model",))
-        nll = -self.log_prob(x, labels, embedding).mean()
-        bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
-        return {"loss": nll, "bits_per_dim": bits_per_dim}
 
     @property
     def distribution(self) -> Distribution:
@@ -288,8 +266,6 @@ class GatedPixelCNN(GenerativeModel):
         self, n: int, labels: Tensor | None, embedding: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Check what to draw n images with."""
-        require_count("sample", n)
-        labels = classes_in_turn(labels, n, self.config.classes)
-        labels = labels_of("GatedPixelCNN", labels, n, self.config.classes)
+        labels = labels_to_draw("GatedPixelCNN", labels, n, self.config.classes)
         shape = (n, self.config.embedding)
         return labels, vectors_of("GatedPixelCNN", "embedding", embedding, shape)

@@ -4,7 +4,6 @@ Source: van den Oord, Kalchbrenner and Kavukcuoglu 2016, "Pixel Recurrent Neural
 (section 3.5, figure 5 left, table 1).
 """
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -12,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from genfast.models._autoregressive import categorical_log_prob, draw
-from genfast.models._base import GenerativeModel, check_image, check_sizes, require
+from genfast.models._autoregressive import AutoregressiveModel, categorical_log_prob, draw
+from genfast.models._base import check_image, check_sizes, require
 from genfast.nn import MaskedConv2d
 from genfast.sampling.distributions import Categorical, Distribution
 
@@ -74,7 +73,7 @@ class ResidualBlock(nn.Module):
         return x + cast(Tensor, self.layers(x))
 
 
-class PixelCNN(GenerativeModel):
+class PixelCNN(AutoregressiveModel):
     """PixelCNN with a softmax over the levels for every colour of every pixel.
 
     The colours of a pixel come in channel order; every layer divides its channels into one block
@@ -117,17 +116,6 @@ class PixelCNN(GenerativeModel):
         """Return the log-likelihood [N] in nats of integer images [N, C, H, W]."""
         self._check_images(x)
         return categorical_log_prob(self(x), x)
-
-    def bits_per_dim(self, x: Tensor) -> Tensor:
-        """Return the negative log-likelihood [N] in bits per dimension, C * H * W of them."""
-        return -self.log_prob(x) / (math.prod(self.config.image_shape) * math.log(2))
-
-    def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
-        """Return the mean negative log-likelihood: "loss" in nats per image, "bits_per_dim"."""
-        self._check_part(part, ("model",))
-        nll = -self.log_prob(x).mean()
-        bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
-        return {"loss": nll, "bits_per_dim": bits_per_dim}
 
     @property
     def distribution(self) -> Distribution:

@@ -4,7 +4,6 @@ Source: Salimans, Karpathy, Chen and Kingma 2017, "PixelCNN++: Improving the Pix
 Discretized Logistic Mixture Likelihood and Other Modifications" (section 2, figure 2).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from genfast.models._autoregressive import classes_in_turn, draw, labels_of
+from genfast.models._autoregressive import AutoregressiveModel, draw, labels_of, labels_to_draw
 from genfast.models._base import (
-    GenerativeModel,
     check_image,
     check_number,
     check_sizes,
     require,
-    require_count,
 )
 from genfast.nn import logistic_mixture_nll
 from genfast.sampling.distributions import Distribution, LogisticMixture
@@ -147,7 +144,7 @@ class GatedResnet(nn.Module):
         return cast(Tensor, x + a * torch.sigmoid(b))
 
 
-class PixelCNNPlusPlus(GenerativeModel):
+class PixelCNNPlusPlus(AutoregressiveModel):
     """PixelCNN++ with a discretized mixture of logistics for every pixel.
 
     One stream sees the rows above, one also the pixels to the left. Both go down to a quarter of
@@ -230,19 +227,6 @@ class PixelCNNPlusPlus(GenerativeModel):
         labels = labels_of("PixelCNNPlusPlus", labels, len(x), self.config.classes)
         return -logistic_mixture_nll(self(x, labels), x, levels=self.config.levels)
 
-    def bits_per_dim(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Return the negative log-likelihood [N] in bits per dimension, C * H * W of them."""
-        return -self.log_prob(x, labels) / (math.prod(self.config.image_shape) * math.log(2))
-
-    def loss(
-        self, x: Tensor, part: str = "model", labels: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Return the mean negative log-likelihood: "loss" in nats per image, "bits_per_dim"."""
-        self._check_part(part, ("model",))
-        nll = -self.log_prob(x, labels).mean()
-        bits_per_dim = nll.detach() / (math.prod(self.config.image_shape) * math.log(2))
-        return {"loss": nll, "bits_per_dim": bits_per_dim}
-
     @property
     def distribution(self) -> Distribution:
         """What the parameters mean."""
@@ -281,9 +265,7 @@ class PixelCNNPlusPlus(GenerativeModel):
         Raises:
             InputError: an argument breaks its rule.
         """
-        require_count("sample", n)
-        labels = classes_in_turn(labels, n, self.config.classes)
-        labels = labels_of("PixelCNNPlusPlus", labels, n, self.config.classes)
+        labels = labels_to_draw("PixelCNNPlusPlus", labels, n, self.config.classes)
         return draw(
             self,
             n,

@@ -5,8 +5,8 @@ Source: van den Oord, Dieleman, Zen, Simonyan, Vinyals, Graves, Kalchbrenner, Se
 logistics for 16-bit samples: van den Oord et al. 2017, "Parallel WaveNet" (section 3.1).
 """
 
-import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, ClassVar, cast
 
 import torch
@@ -14,19 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.models._autoregressive import (
+    AutoregressiveModel,
     categorical_log_prob,
-    classes_in_turn,
     draw,
     labels_of,
+    labels_to_draw,
     vectors_of,
 )
 from genfast.models._base import (
-    GenerativeModel,
     check_choice,
     check_levels,
     check_sizes,
     require,
-    require_count,
 )
 from genfast.nn import logistic_mixture_nll
 from genfast.ops import causal_conv1d
@@ -147,7 +146,7 @@ class DilatedLayer(nn.Module):
         )
 
 
-class WaveNet(GenerativeModel):
+class WaveNet(AutoregressiveModel):
     """WaveNet over mu-law or linear levels, with a softmax or a mixture of logistics a sample.
 
     Output t is the distribution of sample t: the input is shifted by one inside, and the first
@@ -257,24 +256,6 @@ class WaveNet(GenerativeModel):
             out, x, levels=config.levels, lowest_log_scale=LOWEST_LOG_SCALE
         )
 
-    def bits_per_dim(
-        self, x: Tensor, labels: Tensor | None = None, features: Tensor | None = None
-    ) -> Tensor:
-        """Return the negative log-likelihood [N] in bits per sample."""
-        return -self.log_prob(x, labels, features) / (x.shape[2] * math.log(2))
-
-    def loss(
-        self,
-        x: Tensor,
-        part: str = "model",
-        labels: Tensor | None = None,
-        features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the mean negative log-likelihood: "loss" in nats per sound, "bits_per_dim"."""
-        self._check_part(part, ("model",))
-        nll = -self.log_prob(x, labels, features).mean()
-        return {"loss": nll, "bits_per_dim": nll.detach() / (x.shape[2] * math.log(2))}
-
     @property
     def distribution(self) -> Distribution:
         """What the output means."""
@@ -325,12 +306,12 @@ class WaveNet(GenerativeModel):
         Raises:
             InputError: an argument breaks its rule.
         """
-        require_count("sample", n)
         config = self.config
         samples = config.length if length is None else length
-        require("sample", isinstance(samples, int) and samples >= 1, "length >= 1", length=length)
-        labels = classes_in_turn(labels, n, config.classes)
-        labels = labels_of("WaveNet", labels, n, config.classes)
+        is_count = isinstance(samples, Integral) and not isinstance(samples, bool) and samples >= 1
+        require("sample", is_count, "length >= 1", length=length)
+        samples = int(samples)
+        labels = labels_to_draw("WaveNet", labels, n, config.classes)
         frames = -(-samples // config.hop)
         features = vectors_of("WaveNet", "features", features, (n, config.features, frames))
         return draw(

@@ -216,9 +216,10 @@ class Kernel:
         n, size = buffers[0].shape[0], len(slots)
         total = self._bias
         used = sum(count for count, _ in self._groups)
-        if total is None and used < len(self.taps):
-            initial = self._reads(buffers, tables, slots, range(used, len(self.taps)))
-            total = torch.cat(initial, dim=2).flatten(0, 1)
+        if used < len(self.taps):
+            reads = self._reads(buffers, tables, slots, range(used, len(self.taps)))
+            initial = torch.cat(reads, dim=2).flatten(0, 1)
+            total = initial if total is None else initial + total
         first = 0
         for count, weight in self._groups:
             read = self.taps[first][0].read

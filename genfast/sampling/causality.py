@@ -97,8 +97,8 @@ def check_causality(
         UnsupportedModelError: the model contains what cannot be followed.
     """
     from genfast.sampling.capture import capture
+    from genfast.sampling.conditioning import traced_conditions
     from genfast.sampling.lower import lower
-    from genfast.sampling.model_call import traced_conditions
     from genfast.sampling.sampler import example_input
 
     shape = tuple(event_shape)

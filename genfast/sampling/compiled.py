@@ -3,20 +3,24 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import Fingerprint, fingerprint
-from genfast.sampling.model_call import ModelCall
+from genfast.sampling.model_call import ModelCall, first_line
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
+from genfast.sampling.recording import signals_before
 from genfast.sampling.reference import ReferenceExecutor
-from genfast.sampling.verify import verify
+from genfast.sampling.verify import tolerance, verify
+
+if TYPE_CHECKING:
+    from genfast.sampling.capture import Captured
 
 MakeExecutor = Callable[[Program], Executor]
 EXECUTORS = ("auto", "native", "reference")
@@ -52,7 +56,10 @@ class Compiled:
 
     def take(self) -> Executor:
         """An executor that nobody uses."""
-        return self._idle.pop() if self._idle else self.make()
+        try:
+            return self._idle.pop()  # without a look before: another thread may be quicker
+        except IndexError:
+            return self.make()
 
     def give_back(self, executor: Executor) -> None:
         """Keep an executor, with its packed weights, for the next call."""
@@ -76,8 +83,8 @@ def compile_model(
     from genfast.sampling.lower import lower
     from genfast.sampling.plan import plan
 
-    x = call.example(examples)
-    captured = capture(call.model, x, examples, call.forward)
+    x, before = call.example(examples), fingerprint(call.model)
+    captured = capture(call.model, x, examples, call.call)
     graph = lower(captured)
     colours = call.grid[0]
     draws = distribution.draws(graph.output_sizes, colours)
@@ -89,7 +96,15 @@ def compile_model(
         return first_executor(program, name if isinstance(executor, str) else executor)[0]
 
     def tables(conditions: Mapping[str, Tensor], n: int) -> list[Tensor]:
-        return captured.condition_tensors(graph.conditions, conditions, n)
+        try:
+            return captured.condition_tensors(graph.conditions, conditions, n)
+        except (IndexError, RuntimeError) as error:
+            # What the model does with conditioning of the right shape, such as a look-up, failed.
+            got = ", ".join(f"{name}={_summary(each)}" for name, each in conditions.items())
+            raise InputError(
+                f"sample: expected conditioning that the model takes, got {got}: "
+                f"{first_line(error)}"
+            ) from error
 
     compiled = Compiled(
         draws,
@@ -103,20 +118,61 @@ def compile_model(
         captured.device,
         (),
     )
-    compiled.error, compiled.output_sizes = verify(
-        first,
-        tables(examples, x.shape[0]),
-        call,
-        examples,
-        draws,
-        compiled.output_sizes,
-        offset,
-        captured.dtype,
-    )
+    try:
+        compiled.error, compiled.output_sizes = verify(
+            first,
+            tables(examples, x.shape[0]),
+            call,
+            examples,
+            draws,
+            compiled.output_sizes,
+            offset,
+            captured.dtype,
+        )
+    except ExactnessError as error:
+        require_one_precision(captured)
+        require_function(call, examples)
+        if fingerprint(call.model) != before:
+            # Of another thread that trains it, say; a model that does so itself was refused above.
+            raise ExactnessError(f"{error}; the model changed while it was compiled") from error
+        raise error
     # Last: a forward that writes masks into its weights, or keeps what it saw, has done so by now.
     compiled.weights = fingerprint(call.model)
     compiled.give_back(first)
     return compiled
+
+
+def require_one_precision(captured: "Captured") -> None:
+    """Refuse a recording that rounds numbers on their way to fewer digits than the plan keeps.
+
+    Raises:
+        UnsupportedModelError: it does; the message names the line.
+    """
+    digits = torch.finfo(captured.dtype).eps
+    for node in signals_before(captured.output):
+        if node.dtype.is_floating_point and torch.finfo(node.dtype).eps > digits:
+            raise UnsupportedModelError(
+                f"{node.where}: expected numbers in {captured.dtype} as the model's weights are, "
+                f"got {node.dtype}, which rounds them as no plan does"
+            )
+
+
+def require_function(call: ModelCall, examples: Mapping[str, Tensor]) -> None:
+    """Refuse a model that gives two outputs for one input, as one that counts its calls does.
+
+    Raises:
+        UnsupportedModelError: it does.
+    """
+    x = call.as_input(call.random_planes(0))
+    first, second = (call.run(x.clone(), examples).double() for _ in range(2))
+    # Rounding may depend on how threads share the work; nothing else may.
+    allowed = tolerance(call.placed()[0]) * float(first.abs().max())
+    difference = float((first - second).abs().max())
+    if difference > allowed:
+        raise UnsupportedModelError(
+            "compile_sampler: expected an output that depends on the input alone, got two outputs "
+            f"for one input that differ by {difference:.3g}"
+        )
 
 
 def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Executor, str]:
@@ -159,6 +215,13 @@ def predicted(program: Program, draw: Draw) -> Tensor:
         i, j = row + read.dy, column + read.dx
         inside &= (i >= max(read.top, 0)) & (i < bottom) & (j >= max(read.left, 0)) & (j < right)
     return inside
+
+
+def _summary(tensor: Tensor) -> str:
+    """Integers by their range, which is what look-ups fail on; other numbers by their shape."""
+    if tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.numel() == 0:
+        return str(list(tensor.shape))
+    return f"{int(tensor.min())} .. {int(tensor.max())}"
 
 
 def _offset(graph: Any, draws: list[DrawSpec], program: Program) -> int:

@@ -100,7 +100,7 @@ def _pieces(program: Program, instructions: list[Instruction]) -> str:
 def _what(instruction: Instruction) -> str:
     if isinstance(instruction, Gemm):
         width = sum(tap.read.count for tap in instruction.taps)
-        extra = " + early" if instruction.initial else ""
+        extra = " + sums" if instruction.initial else ""
         return f"gemm {width} in {len(instruction.taps)} taps{extra}"
     if isinstance(instruction, Pointwise):
         steps = ", ".join(step.op for step in instruction.steps) or "copy"

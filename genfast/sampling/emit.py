@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genfast.sampling import values as v
+from genfast.sampling.accumulate import sums_from_convolutions
 from genfast.sampling.dependence import (
     NEVER,
     Dependence,
@@ -28,7 +29,14 @@ from genfast.sampling.emit_flat import (
     emit_unflatten,
     in_order_of_time,
 )
-from genfast.sampling.fuse import expressions, flatten, joined_into_readers, make_read, runs
+from genfast.sampling.fuse import (
+    expressions,
+    flatten,
+    joined_into_readers,
+    make_read,
+    runs,
+    uses_of,
+)
 from genfast.sampling.leak import Draws
 from genfast.sampling.program import (
     Buffer,
@@ -82,7 +90,6 @@ class Emitter:
         self.schedule, self.needed = schedule, needed
         self.dtype, self.device = dtype, device
         self.times = {value: self._times(value) for value in graph.values}
-        self.joined = joined_into_readers(graph, self.times)
         self.dense_of = dense_into_grid(graph)
         self.layouts = {value: self._layout(value) for value in graph.values}
         self.tables: list[Table] = []
@@ -93,11 +100,15 @@ class Emitter:
         self._stored: list[v.Value] = [graph.input]
         self._partials: list[tuple[str, Group]] = []
         self._early: dict[tuple[Unit, Edge], Map] = {}
+        uses = uses_of(graph)
+        self.sums = sums_from_convolutions(graph, self.times, uses, self._may_begin_from)
+        self.joined = joined_into_readers(graph, self.times, uses, self.sums)
+        within = self.joined | {convolution for convolution, _ in self.sums.values()}
         stored = [
             value
             for value in graph.values
             if value is not graph.input
-            and value not in self.joined
+            and value not in within
             and value not in self.dense_of.values()
             and self.layouts[value].groups
         ]
@@ -201,8 +212,12 @@ class Emitter:
                 found += emit_dense(self, value, body)
                 continue
             for group in self.layouts[value].groups:
-                if isinstance(body, v.Conv):
-                    found += self._conv(value, body, group)
+                if value in self.sums:
+                    convolution, other = self.sums[value]
+                    initial = self.reads(other, group.features)
+                    found += self._conv(value, convolution, group, initial)
+                elif isinstance(body, v.Conv):
+                    found += self._conv(value, value, group)
                 elif isinstance(body, v.Flatten):
                     found += emit_flatten(self, value, body, group)
                 elif isinstance(body, v.Unflatten):
@@ -221,13 +236,19 @@ class Emitter:
         assert (np.diff(slots) == 1).all()
         return int(slots[0])
 
-    def _conv(self, value: v.Value, body: v.Conv, group: Group) -> Iterator[Gemm]:
+    def _conv(
+        self, value: v.Value, convolution: v.Value, group: Group, initial: tuple[Read, ...] = ()
+    ) -> Iterator[Gemm]:
+        """Yield what computes `value`: some features of a convolution, added to `initial`."""
+        body = convolution.body
+        assert isinstance(body, v.Conv)
         number, first = self._numbers[value], self.slots(value, group.features)
         count = len(group.features)
         bias = None if body.bias is None else self.numbers_of(body.bias[_index(group.features)])
-        early, late = self._taps(value, body, group)
+        early, late = self._taps(convolution, body, group)
         if not early:
-            yield Gemm(number, first, count, group.when, tuple(late), bias, (), body.up, body.down)
+            taps = tuple(late)
+            yield Gemm(number, first, count, group.when, taps, bias, initial, body.up, body.down)
             return
         when = replace(group.when, span=True, after=0)
         partial = self.add_partial(value, when, group.features)
@@ -239,11 +260,30 @@ class Emitter:
         """Return a weight as the program holds it."""
         return tensor.detach().to(self.device, self.dtype).contiguous()
 
+    def _may_begin_from(self, value: v.Value) -> bool:
+        """Can a convolution's sums begin from other numbers? Late ones begin from early ones."""
+        body = value.body
+        assert isinstance(body, v.Conv)
+        return not is_dense(value) and not any(
+            early
+            for group in self.layouts[value].groups
+            for *_, early in self._products(value, body, group)
+        )
+
     def _taps(self, value: v.Value, body: v.Conv, group: Group) -> tuple[list[Tap], list[Tap]]:
         """Return the taps of some features that can be added up a span early, and the others."""
-        columns = _index(group.features)
         early: list[Tap] = []
         late: list[Tap] = []
+        for source, chosen, index, weight, goes_early in self._products(value, body, group):
+            taps = early if goes_early else late
+            taps += self._make_taps(source, chosen, weight, body, index)
+        return early, late
+
+    def _products(
+        self, value: v.Value, body: v.Conv, group: Group
+    ) -> Iterator[tuple[v.Source, Indices, int, Tensor, bool]]:
+        """Yield (source, features, tap, weight, whether it can be added up a span early)."""
+        columns = _index(group.features)
         for first, source in spread(body.inputs):
             features = features_of(source)
             for index, tap in enumerate(body.taps):
@@ -257,9 +297,7 @@ class Emitter:
                     goes_early = edge is not None and self._is_early(value, group, edge)
                     if edge is None:
                         goes_early = not group.when.span
-                    taps = early if goes_early else late
-                    taps += self._make_taps(source, features, chosen, weight, body, index)
-        return early, late
+                    yield source, chosen, index, weight, goes_early
 
     def _by_class(
         self,
@@ -280,13 +318,12 @@ class Emitter:
     def _make_taps(
         self,
         source: v.Source,
-        features: Indices,
         chosen: Indices,
         weight: Tensor,
         body: v.Conv,
         tap: int,
     ) -> Iterator[Tap]:
-        number, table, slots = self.locate(source, features[chosen])
+        number, table, slots = self.locate(source, features_of(source)[chosen])
         order = np.argsort(slots, kind="stable")
         slots, chosen = slots[order], chosen[order]
         cuts = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]

@@ -1,7 +1,7 @@
 """Pointwise values joined into expressions, so that no number is stored that is used once."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,16 +35,40 @@ class Apply:
 Expression = Leaf | Apply | float
 
 
-def joined_into_readers(graph: Graph, times: dict[Value, list[When | None]]) -> set[Value]:
+Times = dict[Value, list[When | None]]
+"""For each value when each of its features is computed; None: never."""
+
+Uses = dict[Value, list[tuple[Value | None, int, Source]]]
+"""For each value its readers (None: the output), with the feature at which the source begins."""
+
+
+def joined_into_readers(
+    graph: Graph, times: Times, uses: Uses, stored: Collection[Value]
+) -> set[Value]:
     """Return the pointwise values to compute within the only expression that reads them.
 
     That expression must read them at its own position and be computed at the same time.
 
     Args:
         graph: the captured model.
-        times: for each value when each of its features is computed; None: never.
+        times: when everything is computed.
+        uses: the readers of every value.
+        stored: values that are no part of an expression and read none.
     """
-    uses: dict[Value, list[tuple[Value | None, int, Source]]] = {}
+    joined = set()
+    for value in graph.values:
+        if not isinstance(value.body, Pointwise) or value in stored or value not in uses:
+            continue
+        readers = uses[value]
+        apart = any(reader in stored for reader, _, _ in readers if reader is not None)
+        if not apart and all_within_reader(value, readers, times):
+            joined.add(value)
+    return joined
+
+
+def uses_of(graph: Graph) -> Uses:
+    """Return who reads what."""
+    uses: Uses = {}
     for value in graph.values:
         for sources in operands_of(value):
             for first, source in spread(sources):
@@ -54,21 +78,22 @@ def joined_into_readers(graph: Graph, times: dict[Value, list[When | None]]) -> 
         if isinstance(source.origin, Value):
             uses.setdefault(source.origin, []).append((None, 0, source))
 
-    joined = set()
-    for value, readers in uses.items():
-        if not isinstance(value.body, Pointwise):
-            continue
-        count = np.zeros(value.features, dtype=np.int64)
-        good = True
-        for reader, first, source in readers:
-            np.add.at(count, features_of(source), 1)
-            good = good and reader is not None and _same_place(value, reader, source)
-            if good and reader is not None:
-                mine = [times[value][f] for f in features_of(source)]
-                good = mine == times[reader][first : first + source.count]
-        if good and count.max() <= 1:
-            joined.add(value)
-    return joined
+    return uses
+
+
+def all_within_reader(
+    value: Value, readers: list[tuple[Value | None, int, Source]], times: Times
+) -> bool:
+    """Whether pointwise values alone read a value: once, where and when they are computed."""
+    count = np.zeros(value.features, dtype=np.int64)
+    for reader, first, source in readers:
+        np.add.at(count, features_of(source), 1)
+        if reader is None or not _same_place(value, reader, source):
+            return False
+        mine = [times[value][f] for f in features_of(source)]
+        if mine != times[reader][first : first + source.count]:
+            return False
+    return bool(count.max() <= 1)
 
 
 def _same_place(value: Value, reader: Value, source: Source) -> bool:

@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from genfast.errors import InputError, UnsupportedModelError
+from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways
+from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
 Forward = Callable[..., Tensor]
 TRACED_BATCH = 2
@@ -38,11 +38,16 @@ class ModelCall:
     def __post_init__(self) -> None:
         shape = self.event_shape
         is_shape = isinstance(shape, list | tuple | torch.Size) and 1 <= len(shape) <= 3
-        sizes = is_shape and all(isinstance(s, Integral) and s >= 1 for s in shape)
+        sizes = is_shape and all(
+            isinstance(s, Integral) and not isinstance(s, bool) and s >= 1 for s in shape
+        )
         if not sizes:
             rule = "event_shape (C, H, W), (C, T) or (T,) of positive integers"
             raise InputError(f"compile_sampler: expected {rule}, got event_shape={shape!r}")
         self.event_shape = tuple(int(size) for size in shape)
+        if self.forward is not None and not callable(self.forward):
+            rule = "a function forward(model, x, **conditioning)"
+            raise InputError(f"compile_sampler: expected {rule}, got forward={self.forward!r}")
         if len(shape) == 1 and self.encoded != 1:
             raise InputError(
                 f"compile_sampler: expected event_shape (1, T) for symbols that are "
@@ -102,11 +107,15 @@ class ModelCall:
 
     def run(self, x: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The model's output for an input, in evaluation mode and without gradients."""
+        with ordinary_tensors(), evaluating(self.model):
+            return self.call(self.model, x, **conditions)
+
+    def call(self, model: nn.Module, x: Tensor, /, **conditions: Tensor) -> Tensor:
+        """The user's forward, or else `capture.default_forward`."""
         from genfast.sampling.capture import default_forward
 
-        with evaluating(self.model):
-            forward = default_forward if self.forward is None else self.forward
-            return forward(self.model, x, **conditions)
+        with callers_device():
+            return (self.forward or default_forward)(model, x, **conditions)
 
     def example(self, conditions: Mapping[str, Tensor], seed: int = 0) -> Tensor:
         """A random input for two events, of the kind that the model takes.
@@ -115,27 +124,55 @@ class ModelCall:
 
         Raises:
             UnsupportedModelError: it fails on both.
+            NumericsError: weights that are not finite make its output so.
+            InputError: its weights are not there.
         """
+        if self.placed()[1].type == "meta":
+            raise InputError(
+                "compile_sampler: expected a model with numbers in it, got one on the meta device"
+            )
         planes = self.random_planes(seed)
         errors: list[Exception] = []
         for integers in (True, False) if not planes.is_floating_point() else (False,):
             self.integers = integers
             x = self.as_input(planes)
             try:
-                self.run(x, conditions)
+                output = self.run(x, conditions)
             except UnsupportedModelError:
                 raise
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_finite(output)
             return x
         self.integers = None
-        lines = [f"{type(each).__name__}: {str(each).strip().splitlines()[0:1]}" for each in errors]
+        lines = [first_line(each) for each in errors]
         kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
         raise UnsupportedModelError(
             f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
             f"got {'; then '.join(lines)}"
         ) from errors[-1]
+
+    def _require_finite(self, output: Tensor) -> None:
+        """Refuse weights that make the output NaN or infinite, rather than what follows from it.
+
+        Infinities that nothing trains may be meant, such as those of a mask, and NaN that the
+        output does not show is not used.
+        """
+        if bool(torch.isfinite(output).all()):
+            return
+        has_nan = bool(torch.isnan(output).any())
+        found = []
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            is_nan = bool(torch.isnan(tensor).any())
+            if not (tensor.requires_grad or has_nan) or (is_nan and not has_nan):
+                continue
+            if not bool(torch.isfinite(tensor).all()):
+                found.append(f"{name}={'NaN' if is_nan else 'inf'}")
+        if found:
+            rest = ", ..." if len(found) > 3 else ""
+            got = ", ".join(found[:3]) + rest
+            raise NumericsError(f"compile_sampler: expected finite weights, got {got}")
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
@@ -195,67 +232,10 @@ class ModelCall:
         ]
 
 
-def conditions_of(
-    conditioning: Mapping[str, Any], n: int, device: torch.device, like: Mapping[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """Conditioning for n images: tensors [n, ...] from tensors, numbers or lists.
-
-    A first axis of 1, or none where the example has one, is repeated for all images.
-
-    Args:
-        conditioning: what the user gives.
-        n: number of images.
-        device: where the tensors go.
-        like: the examples given when compiling: their names are the ones allowed and needed.
-
-    Raises:
-        InputError: a name or batch size does not fit.
-    """
-    if like is not None and set(conditioning) != set(like):
-        raise InputError(
-            f"sample: expected conditioning {sorted(like) or 'of no names'}, "
-            f"got {sorted(conditioning) or 'none'}"
-        )
-    found = {}
-    for name, value in conditioning.items():
-        tensor = (value if isinstance(value, Tensor) else torch.as_tensor(value)).to(device)
-        if like is not None and _kind(tensor) != _kind(like[name]):
-            raise InputError(
-                f"sample: expected {name} to be {_kind(like[name])} as its example is, "
-                f"got dtype={tensor.dtype}"
-            )
-        rank = like[name].dim() if like is not None else max(1, tensor.dim())
-        if rank > 0:
-            each = tensor[None] if tensor.dim() == rank - 1 else tensor
-            if each.dim() != rank or each.shape[0] not in (1, n):
-                raise InputError(
-                    f"sample: expected {name} for {n} images, got {name}={list(tensor.shape)}"
-                )
-            tensor = each.expand(n, *each.shape[1:])
-        found[name] = tensor
-    return found
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.dtype == torch.bool:
-        return "bool"
-    return "floating point" if tensor.is_floating_point() else "integer"
-
-
-def traced_conditions(conditioning: Mapping[str, Any] | None) -> dict[str, Tensor]:
-    """Examples of conditioning, repeated or cut to the two images that a model is traced with."""
-    traced = {}
-    for name, value in (conditioning or {}).items():
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-        if tensor.dim() > 0:
-            if tensor.shape[0] == 0:
-                raise InputError(
-                    f"compile_sampler: expected an example of {name}, got {list(tensor.shape)}"
-                )
-            times = -(-TRACED_BATCH // tensor.shape[0])
-            tensor = tensor.repeat(times, *[1] * (tensor.dim() - 1))[:TRACED_BATCH]
-        traced[name] = tensor
-    return traced
+def first_line(error: Exception) -> str:
+    """The class of an error and what it says first."""
+    text = str(error).strip()
+    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
 
 
 def features_at(

@@ -8,15 +8,14 @@ from torch import Tensor, nn
 
 from genfast._progress import tqdm
 from genfast.nn import evaluating
+from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Categorical, Distribution
 from genfast.sampling.distributions.categorical import invert_cdf as invert_cdf
 from genfast.sampling.model_call import (
     TRACED_BATCH,
     Forward,
     ModelCall,
-    conditions_of,
     features_at,
-    traced_conditions,
 )
 from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
 from genfast.sampling.trial import find_causal_way

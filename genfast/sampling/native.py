@@ -13,6 +13,8 @@ from torch import Tensor
 
 from genfast._extension import loaded
 from genfast.errors import InputError, UnsupportedModelError
+from genfast.sampling.distributions import Distribution
+from genfast.sampling.native_draw import draw_rule
 from genfast.sampling.program import Gemm, Lookup, Pointwise, Program, Read, Reduce, When
 
 _SUFFIX = {torch.float32: "Float", torch.float64: "Double"}
@@ -100,44 +102,50 @@ class NativeRun:
         parameters: list[Tensor] = self._run.forced(dense, torch.get_num_threads())
         return parameters
 
-    def sample_categorical(
+    def draws(self, distribution: Distribution) -> bool:
+        """Whether `sample` draws from this distribution."""
+        return draw_rule(distribution) is not None
+
+    def sample(
         self,
+        distribution: Distribution,
         noise: Tensor,
-        values: Tensor,
         symbols: Tensor,
-        log_probs: Tensor,
         *,
-        temperature: float = 1.0,
-        known: Tensor | None = None,
+        log_probs: Tensor | None = None,
         known_mask: Tensor | None = None,
-        start: int = 0,
+        temperature: float = 1.0,
         rows: int = 1,
     ) -> None:
-        """Draw the symbols of the next rows, as `naive.invert_cdf` does.
+        """Draw the symbols of the next rows, as the distribution's `draw` does.
 
-        The parameters of a draw are its colours' logits, [count, K] joined.
+        A draw of more symbols than the distribution takes together is several, one after the other.
 
         Args:
-            noise: float32 [n, C, H, W], uniform in [0, 1).
-            values: what the model sees for each of the K symbols, [K] or [K, encoded].
-            symbols: int32 [n, C, H, W], written.
+            distribution: one that `draws`.
+            noise: float32 [n, U, H, W], uniform in [0, 1); U numbers a pixel, draw by draw.
+            symbols: [n, C, H, W], int32 or, for numbers, of the program's dtype; written, but read
+                where known.
             log_probs: float64 [n]; the log-probabilities of drawn symbols are added, as they are
                 at temperature 1.
-            temperature: divides the logits.
-            known: int64 [n, C, H, W], symbols that are given.
-            known_mask: bool [n, C, H, W], where they are.
-            start: the symbol where a draw has no parameters.
+            known_mask: bool [n, C, H, W], where symbols are given.
+            temperature: see the distribution's `draw`.
             rows: how many rows; of a sound, how many spans.
 
         Raises:
-            NumericsError: logits that are no distribution; the message names the pixel.
+            NumericsError: parameters that are no distribution; the message names the pixel.
         """
-        table = values.detach().to("cpu", self._program.dtype).contiguous()
-        if table.dim() == 1:
-            table = table[:, None]
-        self._run.sample_categorical(
-            noise, table, temperature, known, known_mask, start, symbols, log_probs, rows,
-            torch.get_num_threads(),
+        rule = draw_rule(distribution)
+        if rule is None:
+            raise InputError(
+                f"sample: expected a distribution that the engine draws from, got {distribution!r}"
+            )
+        table = getattr(distribution, "table", None)
+        if table is not None:
+            table = table.to("cpu", self._program.dtype).contiguous()
+        self._run.sample(
+            rule, noise, table, temperature, distribution.start, known_mask, symbols, log_probs,
+            rows, torch.get_num_threads(),
         )  # fmt: skip
 
 

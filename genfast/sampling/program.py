@@ -117,10 +117,10 @@ class Tap:
 class Gemm:
     """Features first .. first + count - 1 of buffer `out`: initial + sum over taps, in order.
 
-    The initial value is `bias` [count], else the reads of `initial` (together `count` features),
-    else zero. Every result is one chain of fused multiply-adds, in the order of taps and of
-    features within a tap, so it does not depend on threads, batch or SIMD width. Taps whose read
-    falls outside are skipped (their fill is 0).
+    The initial value is the reads of `initial` (together `count` features) plus `bias` [count],
+    each zero where it is absent. Every result is one chain of fused multiply-adds, in the order of
+    taps and of features within a tap, so it does not depend on threads, batch or SIMD width. Taps
+    whose read falls outside are skipped (their fill is 0).
     """
 
     out: int

@@ -1,9 +1,11 @@
 """What a sampler asks of an executor of programs."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
+
+from genfast.sampling.distributions import Distribution
 
 
 class Run(Protocol):
@@ -29,6 +31,34 @@ class Run(Protocol):
 
     def forced(self, x: Tensor) -> list[Tensor]:
         """Parameters [n, P, H, W] of every draw when the input is x [n, features, H, W]."""
+        ...
+
+
+@runtime_checkable
+class DrawingRun(Run, Protocol):
+    """A run that can draw by itself, without Python between two symbols."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to draw."""
+        ...
+
+    def draws(self, distribution: Distribution) -> bool:
+        """Whether it can from this distribution."""
+        ...
+
+    def sample(
+        self,
+        distribution: Distribution,
+        noise: Tensor,
+        symbols: Tensor,
+        *,
+        log_probs: Tensor | None = None,
+        known_mask: Tensor | None = None,
+        temperature: float = 1.0,
+        rows: int = 1,
+    ) -> None:
+        """Draw the symbols of some rows, or spans of a sound; see `NativeRun.sample`."""
         ...
 
 

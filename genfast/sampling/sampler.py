@@ -2,8 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,18 +11,23 @@ from torch import Tensor, nn
 from genfast._progress import tqdm
 from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
-from genfast.sampling.distributions import Categorical, Distribution
+from genfast.sampling.conditioning import conditions_of, traced_conditions
+from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
-from genfast.sampling.model_call import (
-    Forward,
-    ModelCall,
-    conditions_of,
-    traced_conditions,
-)
+from genfast.sampling.model_call import Forward, ModelCall
 from genfast.sampling.naive_executor import naive_compiled
-from genfast.sampling.protocol import Run
-from genfast.sampling.request import Options, draw_noise, known_symbols, require, require_count
+from genfast.sampling.protocol import DrawingRun, Run
+from genfast.sampling.request import (
+    Options,
+    draw_noise,
+    known_symbols,
+    require,
+    require_count,
+    require_names,
+    tensor_of,
+)
 from genfast.sampling.state import SamplerState
+from genfast.sampling.surroundings import ordinary_tensors
 
 _COLUMNS_AT_ONCE = 512  # of a sound, between two looks at Ctrl-C
 _UNNOTICED = 0.02  # seconds that a call may take and the next be longer
@@ -69,6 +73,7 @@ def compile_sampler(
     Raises:
         UnsupportedModelError: an operation that cannot be taken, with its source line.
         CausalityError: a model that looks ahead; `error.report` says where.
+        NumericsError: weights, or what the model makes of symbols, are NaN or infinite.
         ExactnessError: the plan does not compute what the model does. Please report it.
         InputError: an argument breaks its rule above.
     """
@@ -86,6 +91,7 @@ def compile_sampler(
     if conditioning is not None and not isinstance(conditioning, Mapping):
         rule = "conditioning by name, such as {'labels': example}"
         raise InputError(f"compile_sampler: expected {rule}, got {type(conditioning).__name__}")
+    require_names(conditioning or ())
     call = ModelCall(model, event_shape, distribution, forward)  # type: ignore[arg-type]
     return Sampler(call, distribution, conditioning or {}, predicts, executor, fallback)
 
@@ -93,12 +99,9 @@ def compile_sampler(
 class Sampler:
     """Draws events from a model; made by `genfast.compile_sampler`. `print` it for its plan.
 
-    Weights that change later are noticed at the next call, which then compiles again.
-
-    Attributes:
-        model: the user's module.
-        event_shape: of the events drawn.
-        distribution: of their symbols.
+    Weights that change later are noticed at the next call, which then compiles again. A copy or a
+    pickle holds the model and what it was compiled with, and compiles again when first used. What
+    is computed does not depend on an autocast region around the call.
     """
 
     def __init__(
@@ -110,12 +113,31 @@ class Sampler:
         executor: str | MakeExecutor,
         fallback: str | None,
     ) -> None:
-        self.model, self.event_shape, self.distribution = call.model, call.event_shape, distribution
         self._call, self._predicts, self._executor = call, predicts, executor
+        self._distribution = distribution
         self._fallback, self._warned = fallback, False
         self._examples = traced_conditions(conditioning)
+        self._compiled: Compiled | None = None
         with ordinary_tensors():
-            self._compiled = self._compile()
+            self._current()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_compiled": None}
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's module."""
+        return self._call.model
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Of the events drawn."""
+        return self._call.event_shape
+
+    @property
+    def distribution(self) -> Distribution:
+        """Of their symbols."""
+        return self._distribution
 
     def sample(
         self,
@@ -123,8 +145,8 @@ class Sampler:
         *,
         seed: int | None = None,
         generator: torch.Generator | None = None,
-        known: Tensor | None = None,
-        known_mask: Tensor | None = None,
+        known: Any = None,
+        known_mask: Any = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -137,12 +159,13 @@ class Sampler:
 
         Args:
             n: at least 1.
-            seed: which noise, in [0, 2**63).
+            seed: which noise, an integer in [0, 2**63).
             generator: where a missing seed comes from; torch's global one by default.
-            known: symbols to complete, of a shape that broadcasts to [n, *event_shape]; without
-                `known_mask`, negative levels (NaN in continuous symbols) mark what to draw.
+            known: symbols to complete, a tensor, array or list of a shape that broadcasts to
+                [n, *event_shape]; without `known_mask`, negative levels (NaN in continuous symbols)
+                mark what to draw.
             known_mask: bool, broadcasts likewise; true where `known` is to be kept.
-            temperature: above 0; see the distribution's `draw`.
+            temperature: at least 1e-6; see the distribution's `draw`. `top_k=1` is the limit at 0.
             top_k: only the k most probable levels are drawn, see `Categorical.draw`.
             top_p: only the most probable levels that reach this probability are drawn.
             first: number of the first event in its stream of noise: `sample(4, seed=s, first=4)`
@@ -170,9 +193,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             rows, columns = self._call.grid[1:]
             with tqdm(total=rows * columns, unit="pixel", disable=not progress) as bar:
-                is_simple = top_k is None and top_p is None and hasattr(run, "sample_categorical")
-                if is_simple and isinstance(self.distribution, Categorical):
-                    events, log_prob = self._sample_fast(run, noise, start, keep, temperature, bar)
+                simple = options.top_k is None and options.top_p is None
+                if simple and isinstance(run, DrawingRun) and run.draws(self.distribution):
+                    log_prob = torch.zeros(n, dtype=torch.float64) if return_log_prob else None
+                    drawn = (run, noise, start, keep, options.temperature, log_prob, bar)
+                    events = self._sample_fast(*drawn)
                 else:
                     state = self._state(run, compiled, noise, options)
                     state.count_log_prob = return_log_prob
@@ -208,11 +233,11 @@ class Sampler:
             run = executor.begin(n, compiled.tables(given, n))
             return self._state(run, compiled, noise, options, lambda: compiled.give_back(executor))
 
-    def logits(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def logits(self, x: Any, **conditioning: Any) -> Tensor:
         """The model's output for events x, computed incrementally, symbol by symbol.
 
         Args:
-            x: symbols [N, *event_shape].
+            x: symbols [N, *event_shape], a tensor, array or list.
             **conditioning: as in `sample`.
 
         Returns:
@@ -220,6 +245,7 @@ class Sampler:
             the symbol there. For a model whose output at t predicts the symbol at t + k, that is
             its output at t - k. NaN where nothing predicts a symbol.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         features = 1 + max(max(each) for _, _, each in compiled.draws)
         count = max(features, int(torch.Size(compiled.output_sizes).numel()))
@@ -233,11 +259,12 @@ class Sampler:
             output[:, mine] = seen.masked_fill(~where.to(seen.device), torch.nan)
         return output.view(n, *compiled.output_sizes, *self._call.spatial)
 
-    def log_prob(self, x: Tensor, **conditioning: Any) -> Tensor:
+    def log_prob(self, x: Any, **conditioning: Any) -> Tensor:
         """Log-probabilities [N] in nats of events x [N, *event_shape]; float64.
 
         Symbols that nothing predicts (the first sample of a sound) do not count.
         """
+        x = tensor_of("sampler", "x", x)
         compiled, forced = self._forced(x, conditioning)
         symbols = x.reshape(len(x), *self._call.grid).to(compiled.device)
         total = torch.zeros(len(x), dtype=torch.float64, device=compiled.device)
@@ -257,7 +284,8 @@ class Sampler:
         return total
 
     def __str__(self) -> str:
-        return self._compiled.text
+        with ordinary_tensors():
+            return (self._compiled or self._current()).text
 
     def _compile(self) -> Compiled:
         examples = {name: each.to(self._call.placed()[1]) for name, each in self._examples.items()}
@@ -278,12 +306,13 @@ class Sampler:
 
     def _current(self) -> Compiled:
         """The compiled model, compiled again if its weights are no longer those."""
-        if fingerprint(self.model) != self._compiled.weights:
-            self._compiled = self._compile()
-        return self._compiled
+        compiled = self._compiled
+        if compiled is None or fingerprint(self.model) != compiled.weights:
+            compiled = self._compiled = self._compile()
+        return compiled
 
     def _known(
-        self, n: int, known: Tensor | None, known_mask: Tensor | None
+        self, n: int, known: Any, known_mask: Any
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """What is known and where, [n, C, H, W] on the CPU; None if nothing is."""
         size, dtype = (n, *self.event_shape), self._call.symbol_dtype()
@@ -352,34 +381,34 @@ class Sampler:
 
     def _sample_fast(
         self,
-        run: Any,
+        run: DrawingRun,
         noise: Tensor,
         start: Tensor | None,
         keep: Tensor | None,
         temperature: float,
+        log_prob: Tensor | None,
         bar: Any,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Let the executor draw, some rows (or spans of a sound) at a time, no Python between.
 
         More of them at a time while a call is over sooner than a person notices.
         """
-        assert isinstance(self.distribution, Categorical)
-        symbols = torch.zeros(noise.shape, dtype=torch.int32)
-        log_prob = torch.zeros(len(noise), dtype=torch.float64)
-        known = None if start is None else start.long().contiguous()
+        dtype = self._call.symbol_dtype()
+        kept = torch.int32 if self.distribution.dtype is not None else dtype
+        symbols = torch.zeros(len(noise), *self._call.grid, dtype=kept)
+        if start is not None:
+            symbols.copy_(start)
         known_mask = None if keep is None else keep.contiguous()
-        rows, values = 1, self.distribution.table
+        rows = 1
         while not run.done:
             began = time.perf_counter()
-            run.sample_categorical(
+            run.sample(
+                self.distribution,
                 noise,
-                values,
                 symbols,
-                log_prob,
-                temperature=float(temperature),
-                known=known,
+                log_probs=log_prob,
                 known_mask=known_mask,
-                start=self.distribution.start,
+                temperature=temperature,
                 rows=rows,
             )
             if time.perf_counter() - began < _UNNOTICED:
@@ -387,7 +416,7 @@ class Sampler:
             _, row, column = run.position
             done = bar.total if run.done else row * noise.shape[3] + column
             bar.update(done - bar.n)
-        return symbols.to(self._call.symbol_dtype()), log_prob
+        return symbols.to(dtype)
 
     def _forced(self, x: Tensor, conditioning: Mapping[str, Any]) -> tuple[Compiled, list[Tensor]]:
         """Parameters of every draw, teacher-forced."""
@@ -407,13 +436,6 @@ class Sampler:
         return compiled, forced
 
 
-@contextmanager
-def ordinary_tensors() -> Iterator[None]:
-    """No gradients, and no tensors that could not be written to later, as inference mode makes."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
 def example_input(
     model: nn.Module,
     event_shape: tuple[int, ...],
@@ -424,4 +446,5 @@ def example_input(
     """Random input for two events, of the kind that the model takes."""
     assert distribution is None or isinstance(distribution, Distribution)
     call = ModelCall(model, event_shape, distribution, forward)
-    return call.example(traced_conditions(conditioning))
+    with ordinary_tensors():
+        return call.example(traced_conditions(conditioning))

@@ -1,6 +1,7 @@
 """Events on their way: what is drawn next, and who decides it."""
 
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.model_call import ModelCall
 from genfast.sampling.protocol import Run
-from genfast.sampling.request import Options
+from genfast.sampling.request import Options, tensor_of
+from genfast.sampling.surroundings import ordinary_tensors
 
 
 class SamplerState:
@@ -48,6 +50,10 @@ class SamplerState:
         self._at = (0, 0, 0)
         self.done = False
 
+    def __getstate__(self) -> NoReturn:
+        kind = type(self).__name__
+        raise TypeError(f"a {kind} cannot be copied or pickled; start another from its sampler")
+
     @property
     def position(self) -> tuple[int, int, int]:
         """Row, column and first colour of the next draw."""
@@ -58,20 +64,15 @@ class SamplerState:
     def parameters(self) -> Tensor | None:
         """The next draw's parameters [n, P] in the distribution's order; None if not predicted."""
         self._here()
-        if not self._seen:
-            # Asked for where there are none too: executors compute up to the draw when they are.
-            with torch.no_grad():
-                found = self._run.parameters()
-            self._parameters = found if self._run.has_parameters else None
-            self._seen = True
-        return self._parameters
+        with ordinary_tensors():
+            return self._next_parameters()
 
     @property
     def events(self) -> Tensor:
         """The symbols so far, [n, *event_shape]."""
         return self.symbols.view(-1, *self._call.event_shape)
 
-    def step(self, value: Tensor | None = None) -> Tensor:
+    def step(self, value: Any = None) -> Tensor:
         """Draw the next symbols, or take `value`, [n, count] or [n]; return them, [n, count].
 
         Where nothing is predicted, what is drawn is the distribution's start symbol.
@@ -82,21 +83,24 @@ class SamplerState:
         draw, _, _ = self._here()
         count = self.draws[draw][1]
         if value is not None:
-            n = self.symbols.shape[0]
+            n, value = self.symbols.shape[0], tensor_of("step", "value", value)
             if tuple(value.shape) not in [(n, count), *([(n,)] if count == 1 else [])]:
                 raise InputError(
                     f"step: expected value [{n}, {count}], got value={list(value.shape)}"
                 )
             self._distribution.check("step", value)
             value = value.reshape(n, count).to(self.symbols.device, self.symbols.dtype)
-        with torch.no_grad():
+        with ordinary_tensors():
             return self.advance(value, None)
 
     def advance(self, value: Tensor | None, keep: Tensor | None) -> Tensor:
-        """Step with checked values; `keep` [n, count] says which of them stand, all if None."""
+        """Step with checked values; `keep` [n, count] says which of them stand, all if None.
+
+        It is called among `ordinary_tensors`.
+        """
         draw, row, column = self._here()
         first, count, _ = self.draws[draw]
-        parameters = self.parameters
+        parameters = self._next_parameters()
         if value is None or keep is not None:
             drawn = self._draw(parameters, draw, row, column, count, value, keep)
         else:
@@ -106,6 +110,14 @@ class SamplerState:
         self._parameters, self._seen = None, False
         self._move_on()
         return drawn
+
+    def _next_parameters(self) -> Tensor | None:
+        if not self._seen:
+            # Asked for where there are none too: executors compute up to the draw when they are.
+            found = self._run.parameters()
+            self._parameters = found if self._run.has_parameters else None
+            self._seen = True
+        return self._parameters
 
     def _draw(
         self,

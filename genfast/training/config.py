@@ -34,7 +34,8 @@ class TrainingConfig:
         device: "auto" (CUDA if present), "cpu", "cuda" or "cuda:N".
         log_every: steps between rows of the log; a row holds the means since the last one.
         sample_every: steps between sample grids, and one at the end; 0 draws none.
-        sample_count: images in a sample grid.
+        sample_count: images in a sample grid, or sounds of at most a second each; 0 takes 64 images
+            or 8 sounds, whose samples are drawn one after the other.
         checkpoint_every: steps between checkpoints, besides those at the start and the end;
             0 saves only these two.
         keep: checkpoints kept, at least 2.
@@ -56,7 +57,7 @@ class TrainingConfig:
     device: str = "auto"
     log_every: int = 50
     sample_every: int = 500
-    sample_count: int = 64
+    sample_count: int = 0
     checkpoint_every: int = 500
     keep: int = 2
     progress: bool = True
@@ -112,7 +113,7 @@ _INTEGERS = {
     "seed": 0,
     "log_every": 1,
     "sample_every": 0,
-    "sample_count": 1,
+    "sample_count": 0,
     "checkpoint_every": 0,
     "keep": 2,
 }

@@ -1,6 +1,8 @@
 """What a run trains on: batches of each epoch, and what identifies the data."""
 
 import hashlib
+import inspect
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,10 @@ class Batches:
         count = len(self._data)
         return description | {"name": self._data.name, "count": count, "sha256": digest}
 
+    def to_draw(self, model: Any) -> tuple[int, dict[str, Any]]:
+        """How many samples show where a run is, and options to draw them with."""
+        return 64, {}
+
     def write_samples(self, samples: Tensor, path: Path) -> None:
         """Write drawn images as a grid to `path` with the suffix .png."""
         save_grid(samples, path.with_suffix(".png"), self.levels)
@@ -137,6 +143,13 @@ class SoundBatches:
             raise InputError("data: expected at least one sound, got none")
         self._data, self._seed, self._length = data, seed, config.length
         self._levels, self._companding = config.levels, config.companding
+        longest = int(data.offsets.diff().max())
+        if split == "train" and longest < self._length:
+            warnings.warn(
+                f"data: expected length <= {longest}, the samples of the longest sound, got "
+                f"length={self._length}: every example ends in silence, which the model learns too",
+                stacklevel=2,
+            )
         self._count = count_crops(data, self._length)
         # An incomplete last batch is left out, so a batch must not be larger than an epoch.
         self._batch_size = max(1, min(batch_size, self._count))
@@ -180,6 +193,14 @@ class SoundBatches:
             "count": len(self._data),
             "sha256": digest.hexdigest(),
         }
+
+    def to_draw(self, model: Any) -> tuple[int, dict[str, Any]]:
+        """How many samples show where a run is, and options to draw them with: a second each.
+
+        A sound is drawn sample by sample, so that more would take longer than the training.
+        """
+        takes_length = "length" in inspect.signature(model.sample).parameters
+        return 8, {"length": min(self._length, self.sample_rate)} if takes_length else {}
 
     def write_samples(self, samples: Tensor, path: Path) -> None:
         """Write drawn sounds as WAV files to the folder `path`."""

@@ -228,7 +228,10 @@ class Loop:
         seed = rng.derive(config.seed, 2)
         generator = torch.Generator().manual_seed(seed)
         with rng.private(seed), trainer.sampling_weights():
-            samples = trainer.model.sample(config.sample_count, generator=generator)
+            count, more = self._data.to_draw(trainer.model)
+            samples = trainer.model.sample(
+                config.sample_count or count, generator=generator, **more
+            )
         self._data.write_samples(samples, self._run / "samples" / f"step-{trainer.step:08d}")
 
     def _save(self) -> None:

@@ -52,6 +52,18 @@ def test_training_says_what_to_do_next(genfast, sounds, small, tmp_path):
     assert len(wav(folder, "all")) == 2
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_length_that_no_sound_has_is_one_line_of_warning(genfast, sounds, small, tmp_path):
+    words = ["--data", f"wav:{sounds}", "--out", tmp_path, "--epochs", 1, "--no-progress"]
+    settings = [word.replace("length=40", "length=500") for word in small("wavenet")]
+    result = genfast("train", "wavenet", *words, "--sample-every", 0, *settings)
+    assert result.code == 0
+    (line,) = result.err.splitlines()
+    assert line.startswith("genfast: warning: ")
+    assert "silence" in line
+    assert "length=500" in line
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_goes_on_to_the_same_weights(sounds, small, tmp_path, number):
     """Two processes, the first of which is stopped, against one that is not."""

@@ -5,6 +5,7 @@ import json
 import pickle
 from dataclasses import FrozenInstanceError, asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -259,9 +260,9 @@ def test_compiled_and_naive_samples_are_the_same(name):
 def test_the_kept_sampler_is_used_again_and_notices_other_weights(name):
     model = small(name, levels=5).double()
     model.sample(2, seed=1)
-    kept = model.kept_sampler[1]
+    (kept,) = model.kept_samplers.values()
     before = model.sample(9, seed=1)
-    assert model.kept_sampler[1] is kept
+    assert list(model.kept_samplers.values()) == [kept]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.5 * torch.randn_like(parameter)
@@ -276,13 +277,30 @@ def test_the_kept_sampler_is_part_of_no_copy(name):
     keys = set(model.state_dict())
     drawn = model.sample(3, seed=1)
     assert set(model.state_dict()) == keys
-    assert "kept_sampler" not in model.__getstate__()
+    assert "kept_samplers" not in model.__getstate__()
     again = copy.deepcopy(model)
-    assert again.kept_sampler == (None, None)
+    assert not again.kept_samplers
     assert torch.equal(again.sample(3, seed=1), drawn)
     if name != "pixelcnn_plus_plus":  # torch's weight norm is made of classes that do not pickle
         content = pickle.dumps(model)
         assert len(content) < 2 * len(pickle.dumps(model.state_dict())) + 100_000
         loaded = pickle.loads(content)
-        assert loaded.kept_sampler == (None, None)
+        assert not loaded.kept_samplers
         assert torch.equal(loaded.sample(3, seed=1), drawn)
+
+
+@pytest.mark.parametrize("name", ["gated_pixelcnn", "pixelcnn_plus_plus", "wavenet"])
+def test_labels_may_be_a_list_or_an_array(name):
+    model = small(name, levels=5, classes=3)
+    expected = model.sample(2, seed=1, labels=torch.tensor([2, 0]))
+    for labels in ([2, 0], np.array([2, 0])):
+        drawn = model.sample(2, seed=1, labels=labels)
+        assert torch.equal(drawn, expected)
+        wanted = model.log_prob(drawn, torch.tensor([2, 0]))
+        assert torch.equal(model.log_prob(drawn, labels), wanted)
+        losses = model.loss(drawn, labels=labels), model.loss(drawn, "model", labels)
+        assert torch.equal(losses[0]["loss"], -wanted.mean())
+        assert torch.equal(losses[0]["bits_per_dim"], losses[1]["bits_per_dim"])
+    for labels in ("a", [0, 3], [1, [2]]):
+        with pytest.raises(InputError, match="labels"):
+            model.sample(2, labels=labels)

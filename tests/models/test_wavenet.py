@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -175,6 +176,28 @@ def test_samples_follow_the_probabilities(output, kind):
     torch.testing.assert_close(log_prob, table[index_of(drawn, 3)])
 
 
+def test_samplers_of_a_few_lengths_are_kept_and_each_notices_other_weights():
+    model = enlarge(small(length=4)).double()
+    for length in (4, 9, 5, np.int64(9)):
+        model.sample(2, seed=1, length=length)
+    assert list(model.kept_samplers) == [((1, 4),), ((1, 5),), ((1, 9),)]
+    kept = model.kept_samplers
+    compiled = {key: sampler._compiled for key, sampler in kept.items()}
+    before = [model.sample(9, seed=1, length=length) for length in (4, 5, 9)]
+    assert model.kept_samplers == kept
+    assert all(sampler._compiled is compiled[key] for key, sampler in kept.items())
+    with torch.no_grad():
+        model.head[3].weight.mul_(-1)
+    for length, old in zip((4, 5, 9), before, strict=True):
+        drawn = model.sample(9, seed=1, length=length)
+        assert not torch.equal(drawn, old)
+        assert torch.equal(drawn, model.sample(9, seed=1, length=length, method="naive"))
+    assert all(sampler._compiled is not compiled[key] for key, sampler in kept.items())
+    for length in (1, 2):
+        model.sample(1, length=length)
+    assert list(model.kept_samplers) == [((1, 5),), ((1, 9),), ((1, 1),), ((1, 2),)]
+
+
 def test_samples_have_the_length_asked_for_and_complete_sounds():
     model = small(features=2, hop=4)
     drawn = model.sample(2, seed=1, length=9, features=torch.randn(2, 2, 3))
@@ -183,8 +206,9 @@ def test_samples_have_the_length_asked_for_and_complete_sounds():
     known[0, :10] = 6
     drawn = model.sample(2, seed=1, known=known, features=torch.randn(2, 2, 8))
     assert (drawn[:, 0, :10] == 6).all()
-    with pytest.raises(InputError, match="length >= 1"):
-        model.sample(2, length=0)
+    for length in (0, 2.0, True):
+        with pytest.raises(InputError, match="length >= 1"):
+            model.sample(2, length=length)
 
 
 @pytest.mark.parametrize("kind", ["one-hot", "embedding", "value"])

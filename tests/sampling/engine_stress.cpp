@@ -100,12 +100,18 @@ struct Result {
   bool operator==(const Result&) const = default;
 };
 
+// Two distributions of which six numbers can be the parameters.
+constexpr genfast::cpu::DrawRule kCategorical{genfast::cpu::DrawKind::kCategorical, kLevels, 1,
+                                              kLevels, 1};
+constexpr genfast::cpu::DrawRule kMixture{
+    genfast::cpu::DrawKind::kLogisticMixture, kLevels, 1, kLevels, 2, 2, -7};
+
 template <typename scalar_t>
 Result<scalar_t> run_all(const std::shared_ptr<const Plan<scalar_t>>& plan, int64_t n,
                          int threads) {
   const size_t pixels = static_cast<size_t>(n * kHeight * kWidth);
   std::mt19937 random(static_cast<unsigned>(n));
-  std::vector<float> noise(pixels);
+  std::vector<float> noise(2 * pixels);
   for (float& u : noise) u = static_cast<float>(random() >> 8) * 0x1p-24f;
   std::vector<scalar_t> values(kLevels), labels(static_cast<size_t>(n) * 3), x(pixels);
   for (size_t k = 0; k < values.size(); ++k) values[k] = static_cast<scalar_t>(k) / 5;
@@ -113,13 +119,19 @@ Result<scalar_t> run_all(const std::shared_ptr<const Plan<scalar_t>>& plan, int6
   for (size_t i = 0; i < labels.size(); ++i) labels[i] = static_cast<scalar_t>(i % 7) / 7;
   const std::vector<Condition<scalar_t>> conditions{{labels.data(), n, 1, 1}};
 
-  Result<scalar_t> result{std::vector<int32_t>(pixels), std::vector<double>(static_cast<size_t>(n)),
-                          std::vector<scalar_t>(pixels * kLevels)};
-  Run<scalar_t> sampling(plan, n, threads, conditions);
-  const CategoricalJob<scalar_t> job{
-      noise.data(),          values.data(),          kLevels, 0.9, nullptr, nullptr, 0,
-      result.symbols.data(), result.log_probs.data()};
-  while (!sampling.position().done) sampling.sample(job, 2, threads);
+  Result<scalar_t> result;
+  result.log_probs.resize(static_cast<size_t>(n));
+  result.parameters.resize(pixels * kLevels);
+  for (const auto& rule : {kCategorical, kMixture}) {
+    std::vector<int32_t> symbols(pixels);
+    DrawJob<scalar_t> job{rule, 0.9, 0, noise.data()};
+    job.levels = symbols.data();
+    job.values = values.data();
+    job.log_probs = result.log_probs.data();
+    Run<scalar_t> sampling(plan, n, threads, conditions);
+    while (!sampling.position().done) sampling.sample(job, 2, threads);
+    result.symbols.insert(result.symbols.end(), symbols.begin(), symbols.end());
+  }
   Run<scalar_t> forcing(plan, n, threads, conditions);
   forcing.forced(x.data(), {result.parameters.data()}, threads);
   Run<scalar_t> stepping(plan, n, threads, conditions);

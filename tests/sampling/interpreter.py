@@ -93,7 +93,8 @@ class Interpreter:
             if instruction.bias is not None:
                 total = total + instruction.bias.double().numpy()
             if instruction.initial:
-                total = np.concatenate([self._at(r, i, j) for r in instruction.initial], axis=1)
+                seen = [self._at(read, i, j) for read in instruction.initial]
+                total = total + np.concatenate(seen, axis=1)
             up, down = instruction.up, instruction.down
             for tap in instruction.taps:
                 if (i % up, j % up) == tap.phase:

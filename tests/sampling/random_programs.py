@@ -24,7 +24,7 @@ from tests.sampling.interpreter import Interpreter
 
 FEATURES = (1, 2, 3, 5, 8, 17, 33, 70, 130)
 UNARY = ("tanh", "sigmoid", "relu", "neg", "silu")
-BINARY = ("add", "sub", "mul", "maximum", "minimum", "lt")
+BINARY = ("add", "sub", "mul", "maximum", "minimum", "lt", "eq")
 
 
 class Stale(Exception):
@@ -179,6 +179,24 @@ class RandomProgram:
         self.instructions += [each for each, _ in made]
         self.buffers.append(self.full(features, when.height, when.width))
         self.whens.append(when)
+        if kind == "gemm" and self.random.random() < 0.5:
+            self.rectify(made[-1][0])
+
+    def rectify(self, gemm):
+        """The rectifier of a product, and a product of what it leaves."""
+        when, out, height = gemm.when, len(self.buffers), self.random.choice([0, 1])
+        bounds = (0, gemm.when.height - height, 0, gemm.when.width)
+        read = Read(gemm.out, gemm.first, 1, gemm.count, 0, 0, *bounds)
+        self.instructions.append(
+            Pointwise(out, 0, gemm.count, when, (read,), (), (Step("relu", (0,)),))
+        )
+        features = self.random.choice(FEATURES)
+        weight = self.numbers(gemm.count, features) / (3 * gemm.count) ** 0.5
+        taps = (Tap(Read(out, 0, 1, gemm.count), weight),)
+        self.instructions.append(Gemm(out + 1, 0, features, when, taps, self.numbers(features)))
+        for count in (gemm.count, features):
+            self.buffers.append(self.full(count, when.height, when.width))
+            self.whens.append(when)
 
     def gemm(self, when, features):
         up, down = self.random.choice([(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)])
@@ -189,10 +207,10 @@ class RandomProgram:
             weight = self.numbers(read.count, features) / (3 * read.count) ** 0.5
             taps.append(Tap(read, weight, phase))
         bias, initial = None, ()
-        start = self.random.choice(["bias", "zero", "initial", "joined"])
-        if start == "bias":
+        start = self.random.choice(["zero", "initial", "joined"])
+        if self.random.random() < 0.5:
             bias = self.numbers(features)
-        elif start == "initial":
+        if start == "initial":
             initial = (self.read(when, features),)
         elif start == "joined" and features > 1:
             first = self.random.randint(1, features - 1)

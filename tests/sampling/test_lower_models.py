@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 import genfast
 from genfast.sampling.capture import capture
+from genfast.sampling.conditioning import traced_conditions
 from genfast.sampling.lower import lower
-from genfast.sampling.model_call import ModelCall, traced_conditions
+from genfast.sampling.model_call import ModelCall
 from tests.sampling.graphs import compiled, run
 from tests.sampling.zoo import ZOO
 

@@ -1,10 +1,13 @@
 """The native executor's results are the same bits however the work is divided."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from genfast import _C as extension
 from genfast.sampling.native import NativeExecutor
+from genfast.sampling.program import Buffer, Draw, Gemm, Pointwise, Program, Read, Step, Tap, When
 from tests.sampling import programs
 from tests.sampling.random_programs import RandomProgram
 
@@ -67,6 +70,50 @@ def test_batch_splits(case):
         cut = [each[begin:end] if len(each) > 1 else each for each in conditions]
         part = executor.begin(end - begin, cut).forced(x[begin:end])
         assert equal(part, [each[begin:end] for each in whole])
+
+
+def rectified(features):
+    """A program whose wide product reads what a rectifier leaves, and numbers it did not see."""
+    when = When(1, 8)
+    generator = torch.Generator().manual_seed(3)
+    first, second, third = (
+        torch.randn(*size, generator=generator) for size in [(1, 50), (50, features), (1, features)]
+    )
+    here, before = Read(1, 0, 1, 50), Read(0, 0, 1, 1, dx=-1)
+    instructions = (
+        Gemm(1, 0, 50, when, (Tap(before, first),)),
+        Pointwise(2, 0, 50, when, (here,), (), (Step("relu", (0,)),)),
+        Gemm(3, 0, features, when, (Tap(replace(here, source=2), second), Tap(before, third))),
+    )
+    sizes = enumerate([1, 50, 50, features])
+    buffers = tuple(Buffer(f"b{n}", size, 1, 8, 1, 8) for n, size in sizes)
+    draws = (Draw(0, 1, (Read(3, 0, 1, features), Read(2, 0, 1, 50))),)
+    return Program(
+        1, 1, 1, 8, 8, torch.float32, torch.device("cpu"), buffers, (), instructions, draws
+    )
+
+
+@pytest.mark.parametrize("features", [128, 200, 300])
+def test_inputs_that_are_zero_are_left_out_of_no_result(features):
+    program = rectified(features)
+    x = torch.randn(6, 1, 1, 8, generator=torch.Generator().manual_seed(1))
+    x[0, 0, 0, 3], x[1, 0, 0, 2], x[2], x[3, 0, 0, 1] = torch.nan, torch.inf, 0, 1e38
+    executor = NativeExecutor(program)
+    (together,) = executor.begin(6).forced(x)
+    for image in range(6):
+        (alone,) = executor.begin(1).forced(x[image : image + 1])
+        assert torch.equal(alone.nan_to_num(7), together[image : image + 1].nan_to_num(7))
+        assert torch.equal(alone.isnan(), together[image : image + 1].isnan())
+    # NaN goes through a rectifier, and nowhere else.
+    assert together.isnan().any(dim=1)[0, 0].tolist() == [False] * 4 + [True] + [False] * 3
+    weight, other = program.instructions[2].taps
+    previous = torch.nn.functional.pad(x[4:, 0, 0, :-1], (1, 0)).double()[..., None]
+    hidden = (previous @ program.instructions[0].taps[0].weight.double()).relu()
+    expected = hidden @ weight.weight.double() + previous @ other.weight.double()
+    torch.testing.assert_close(
+        together[4:, :features, 0].double(), expected.mT, rtol=1e-5, atol=1e-4
+    )
+    torch.testing.assert_close(together[4:, features:, 0].double(), hidden.mT, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -11,11 +11,12 @@ import torch
 
 from genfast import _C as extension
 from genfast.errors import InputError, UnsupportedModelError
+from genfast.sampling.distributions import Categorical
 from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Gemm, Read
 from tests.sampling import programs
 
-VALUES = torch.linspace(-1, 1, 9)
+NINE = Categorical(9, "signed")
 
 
 @pytest.fixture
@@ -37,10 +38,10 @@ def sample(executor, n=4, rows=1):
     program = executor.program
     size = (n, 1, program.height, program.width)
     noise = torch.rand(size, generator=torch.Generator().manual_seed(0))
-    symbols, log_probs = torch.zeros(size, dtype=torch.int32), torch.zeros(n, dtype=torch.float64)
+    symbols = torch.zeros(size, dtype=torch.int32)
     run = executor.begin(n)
     while not run.done:
-        run.sample_categorical(noise, VALUES, symbols, log_probs, rows=rows)
+        run.sample(NINE, noise, symbols, rows=rows)
     return symbols
 
 
@@ -110,7 +111,6 @@ def test_an_interrupt_between_rows_leaves_the_executor_usable(executor):
     expected = sample(executor)
     program = executor.program
     symbols = torch.zeros(4, 1, program.height, program.width, dtype=torch.int32)
-    log_probs = torch.zeros(4, dtype=torch.float64)
     run = executor.begin(4)
     noise = torch.rand(symbols.shape, generator=torch.Generator().manual_seed(0))
 
@@ -118,14 +118,14 @@ def test_an_interrupt_between_rows_leaves_the_executor_usable(executor):
         for row in range(program.height):
             if row == 3:
                 signal.raise_signal(signal.SIGINT)
-            run.sample_categorical(noise, VALUES, symbols, log_probs)
+            run.sample(NINE, noise, symbols)
 
     with pytest.raises(KeyboardInterrupt):
         rows()
     assert run.position == (0, 3, 0)
     assert torch.equal(sample(executor), expected)
     while not run.done:
-        run.sample_categorical(noise, VALUES, symbols, log_probs)
+        run.sample(NINE, noise, symbols)
     assert torch.equal(symbols, expected)
 
 
@@ -137,7 +137,7 @@ def test_the_number_of_threads_may_change_during_a_run(executor, many_threads):
     run = executor.begin(4)
     for threads in [1, 5, 2, 3, 1, 8, 4, 2][: program.height]:
         torch.set_num_threads(threads)
-        run.sample_categorical(noise, VALUES, symbols, torch.zeros(4, dtype=torch.float64))
+        run.sample(NINE, noise, symbols)
     assert torch.equal(symbols, expected)
 
 
@@ -219,9 +219,9 @@ def test_misuse_of_a_run_is_refused(executor):
         run.supply(torch.zeros(3, 1))
     with pytest.raises(RuntimeError, match="a run that has just begun"):
         run.forced(torch.zeros(2, 1, 8, 9))
-    symbols, log_probs = torch.zeros(2, 1, 8, 9, dtype=torch.int32), torch.zeros(2).double()
+    symbols = torch.zeros(2, 1, 8, 9, dtype=torch.int32)
     with pytest.raises(RuntimeError, match="beginning of a row"):
-        run.sample_categorical(torch.zeros(2, 1, 8, 9), VALUES, symbols, log_probs)
+        run.sample(NINE, torch.zeros(2, 1, 8, 9), symbols)
     ended = executor.begin(2)
     ended.forced(torch.zeros(2, 1, 8, 9))
     assert ended.done

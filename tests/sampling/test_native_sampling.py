@@ -6,23 +6,37 @@ import torch
 from genfast import _C as extension
 from genfast.errors import NumericsError
 from genfast.ops import philox_uniform
+from genfast.sampling.distributions import Categorical
 from genfast.sampling.distributions.categorical import invert_cdf
 from genfast.sampling.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.hand_planned import masked_stack
 
 
-def drawn(executor, n, K, values, *, rows=1, seed=0, conditions=(), noise=None, **options):
-    """Everything from `sample_categorical`: symbols and log-probabilities."""
+def drawn(
+    executor,
+    n,
+    values,
+    *,
+    rows=1,
+    seed=0,
+    noise=None,
+    known=None,
+    known_mask=None,
+    start=0,
+    **options,
+):
+    """Everything from `sample`: symbols and log-probabilities."""
     program = executor.program
     size = (n, program.colours, program.height, program.width)
     noise = philox_uniform(size, seed=seed) if noise is None else noise
-    symbols = torch.full(size, -1, dtype=torch.int32)
+    symbols = torch.full(size, -1, dtype=torch.int32) if known is None else known.int()
     log_probs = torch.zeros(n, dtype=torch.float64)
-    run = executor.begin(n, conditions)
+    distribution = Categorical(len(values), values, start=start)
+    options = {"log_probs": log_probs, "known_mask": known_mask, "rows": rows, **options}
+    run = executor.begin(n)
     while not run.done:
-        run.sample_categorical(noise, values, symbols, log_probs, rows=rows, **options)
-    assert values.shape[0] == K
+        run.sample(distribution, noise, symbols, **options)
     return symbols, log_probs
 
 
@@ -70,14 +84,14 @@ def case(request):
         K = sum(read.count for read in program.draws[0].reads)
     shape = (K,) if program.encoded == 1 else (K, program.encoded)
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return NativeExecutor(program), K, values.to(program.dtype)
+    return NativeExecutor(program), values.to(program.dtype)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_symbols_and_log_probs_follow_the_definition(case, temperature):
-    executor, K, values = case
+    executor, values = case
     for n, rows in [(1, 1), (5, 2), (9, 100)]:
-        found = drawn(executor, n, K, values, rows=rows, seed=n, temperature=temperature)
+        found = drawn(executor, n, values, rows=rows, seed=n, temperature=temperature)
         expected = stepped(executor, n, values, seed=n, temperature=temperature)
         assert torch.equal(found[0], expected[0])
         torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-10)
@@ -85,39 +99,39 @@ def test_symbols_and_log_probs_follow_the_definition(case, temperature):
 
 
 def test_known_symbols_are_kept_and_not_counted(case):
-    executor, K, values = case
+    executor, values = case
     program = executor.program
     size = (4, program.colours, program.height, program.width)
     generator = torch.Generator().manual_seed(2)
-    known = torch.randint(0, K, size, generator=generator)
+    known = torch.randint(0, len(values), size, generator=generator)
     mask = torch.rand(size, generator=generator) < 0.5
     known[~mask] = -7
     options = {"known": known, "known_mask": mask}
-    found = drawn(executor, 4, K, values, **options)
+    found = drawn(executor, 4, values, **options)
     expected = stepped(executor, 4, values, **options)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[0][mask], known[mask].int())
     torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-10)
-    nothing = drawn(executor, 4, K, values, known=found[0].long(), known_mask=torch.ones_like(mask))
+    nothing = drawn(executor, 4, values, known=found[0].long(), known_mask=torch.ones_like(mask))
     assert torch.equal(nothing[0], found[0])
     assert nothing[1].abs().max() == 0
 
 
 def test_threads_and_batches_draw_the_same_images(case):
-    executor, K, values = case
+    executor, values = case
     program = executor.program
     noise = philox_uniform((11, program.colours, program.height, program.width), seed=3)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        expected = drawn(executor, 11, K, values, noise=noise)
+        expected = drawn(executor, 11, values, noise=noise)
         for threads, share in [(2, False), (3, True), (8, True)]:
             torch.set_num_threads(threads)
             extension.share_sampling(share)
-            found = drawn(executor, 11, K, values, noise=noise, rows=2)
+            found = drawn(executor, 11, values, noise=noise, rows=2)
             assert torch.equal(found[0], expected[0])
             assert torch.equal(found[1], expected[1])
-            few = drawn(executor, 4, K, values, noise=noise[:4].contiguous())
+            few = drawn(executor, 4, values, noise=noise[:4].contiguous())
             assert torch.equal(few[0], expected[0][:4])
     finally:
         extension.share_sampling(False)
@@ -134,30 +148,32 @@ def test_the_start_symbol_stands_where_nothing_predicts():
     executor = NativeExecutor(replace(program, draws=(late,), buffers=buffers))
     values = torch.linspace(-1, 1, 17)
     assert not executor.begin(3).has_parameters
-    found = drawn(executor, 3, 17, values, start=11)
+    found = drawn(executor, 3, values, start=11)
     expected = stepped(executor, 3, values, start=11)
     assert found[0][:, 0, 0, 0].tolist() == [11] * 3
     assert torch.equal(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_logits_that_are_no_distribution_are_named(bad, threads):
+def test_parameters_that_are_no_distribution_are_named(threads):
     executor = NativeExecutor(programs.plain(1, 8, 6, 4, 5).program)
-    values = torch.linspace(-1, 1, 6)
+    values = torch.linspace(-1, 1, 6, dtype=torch.float64)
     known = torch.zeros(5, 1, 4, 5, dtype=torch.int64)
     mask = torch.zeros_like(known, dtype=torch.bool)
-    known[3, 0, 1, 2], mask[3, 0, 1, 2], values[5] = 5, True, bad
+    known[3, 0, 1, 2], mask[3, 0, 1, 2] = 5, True
+    values[5] = 1e300  # infinite to a model in float32
     known[mask.logical_not()] = 0
     noise = torch.zeros(5, 1, 4, 5)  # draws the first symbol everywhere
     before = torch.get_num_threads()
     extension.share_sampling(threads > 1)
     torch.set_num_threads(threads)
     try:
-        match = "expected finite logits, got NaN or infinity at image=3, channel=0, row=1, column=3"
+        match = (
+            "expected finite parameters, got NaN or infinity at image=3, channel=0, row=1, column=3"
+        )
         with pytest.raises(NumericsError, match=match):
-            drawn(executor, 5, 6, values, noise=noise, known=known, known_mask=mask)
+            drawn(executor, 5, values, noise=noise, known=known, known_mask=mask)
     finally:
         extension.share_sampling(False)
         torch.set_num_threads(before)
@@ -166,8 +182,8 @@ def test_logits_that_are_no_distribution_are_named(bad, threads):
 def test_uniforms_at_the_ends_give_the_first_and_last_possible_symbol():
     executor = NativeExecutor(programs.plain(1, 8, 6, 3, 3).program)
     values = torch.linspace(-1, 1, 6)
-    low = drawn(executor, 2, 6, values, noise=torch.zeros(2, 1, 3, 3))[0]
-    high = drawn(executor, 2, 6, values, noise=torch.full((2, 1, 3, 3), 1 - 2**-24))[0]
+    low = drawn(executor, 2, values, noise=torch.zeros(2, 1, 3, 3))[0]
+    high = drawn(executor, 2, values, noise=torch.full((2, 1, 3, 3), 1 - 2**-24))[0]
     assert low.unique().tolist() == [0]
     assert high.unique().tolist() == [5]
 
@@ -177,10 +193,12 @@ def test_uniforms_at_the_ends_give_the_first_and_last_possible_symbol():
     [
         ({"temperature": 0.0}, "temperature > 0"),
         ({"rows": 0}, "rows >= 1"),
-        ({"start": 6}, "start symbol"),
+        ({"start": 6}, "start < 6"),
         ({"noise": torch.zeros(2, 1, 3, 4)}, "contiguous noise"),
         ({"noise": torch.zeros(2, 1, 3, 3, dtype=torch.float64)}, "contiguous noise"),
-        ({"known": torch.zeros(2, 1, 3, 3, dtype=torch.int64)}, "together"),
+        ({"known": torch.zeros(2, 1, 3, 4)}, "contiguous symbols"),
+        ({"known_mask": torch.ones(2, 1, 3, 3)}, "contiguous known_mask"),
+        ({"log_probs": torch.zeros(2)}, "contiguous log_probs"),
         (
             {
                 "known": torch.full((2, 1, 3, 3), 6),
@@ -193,4 +211,4 @@ def test_uniforms_at_the_ends_give_the_first_and_last_possible_symbol():
 def test_bad_arguments_are_refused(change, message):
     executor = NativeExecutor(programs.plain(1, 8, 6, 3, 3).program)
     with pytest.raises(ValueError, match=message):
-        drawn(executor, 2, 6, torch.linspace(-1, 1, 6), **change)
+        drawn(executor, 2, torch.linspace(-1, 1, 6), **change)

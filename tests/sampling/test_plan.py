@@ -14,7 +14,7 @@ from genfast.sampling.capture import capture
 from genfast.sampling.describe import cache_bytes, describe, total_flop
 from genfast.sampling.lower import lower
 from genfast.sampling.plan import plan
-from genfast.sampling.program import Gemm, Program
+from genfast.sampling.program import Gemm, Pointwise, Program
 
 from .interpreter import Interpreter
 
@@ -86,6 +86,51 @@ def test_the_rows_above_are_added_up_once_per_row() -> None:
     # Every multiplication of a live tap is done once.
     live = 12 * 9 + 5 * 9 * 7 + 7 * 4
     assert total_flop(program) == 2 * live * 35
+
+
+class Residual(nn.Module):
+    """Sums of a convolution and what went before, and of the results of all layers."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = MaskedConv2d("A", 1, channels, 3, padding=1)
+        self.mixes = nn.ModuleList(nn.Conv2d(channels, channels, 1) for _ in range(3))
+        self.skips = nn.ModuleList(nn.Conv2d(channels, 6, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        total: Tensor | float = 0.0
+        for mix, skip in zip(self.mixes, self.skips, strict=True):
+            z = torch.tanh(h)
+            total = skip(z) + total
+            h = h + mix(z)
+        assert isinstance(total, Tensor)
+        return F.relu(total) + self.skips[0](F.relu(h))
+
+
+def test_a_convolution_begins_from_what_it_is_added_to() -> None:
+    program = check(Residual(5), (1, 4, 6), whole(6))
+    sums = [i for i in program.instructions if isinstance(i, Gemm) and i.initial]
+    # The stem's late taps, two skips, two and the last mix, the output.
+    assert len(sums) == 1 + 2 + 3 + 1
+    assert all(gemm.bias is not None for gemm in sums[1:])
+    pointwise = [i for i in program.instructions if isinstance(i, Pointwise)]
+    added = [i for i in pointwise if any(step.op == "add" for step in i.steps)]
+    assert not added
+
+
+def test_a_sum_that_reads_a_convolution_twice_stays_one() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = MaskedConv2d("A", 1, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h: Tensor = self.conv(x)
+            return h + h
+
+    program = check(Twice(), (1, 4, 5), whole(4))
+    assert any(isinstance(i, Pointwise) for i in program.instructions)
 
 
 class TwoStacks(nn.Module):

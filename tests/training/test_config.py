@@ -24,7 +24,7 @@ from genfast.training.config import RESUMABLE, resolve_device
         ("ema_decay", 1.0), ("ema_decay", -0.1), ("ema_decay", True),
         ("amp", 1), ("amp_dtype", "float32"), ("progress", "no"), ("tensorboard", None),
         ("seed", -1), ("seed", 2**63), ("seed", 0.0),
-        ("device", 0), ("log_every", 0), ("sample_every", -1), ("sample_count", 0),
+        ("device", 0), ("log_every", 0), ("sample_every", -1), ("sample_count", -1),
         ("checkpoint_every", -1), ("keep", 1),
     ],
 )  # fmt: skip

@@ -89,6 +89,30 @@ def test_samples_are_wav_files(tmp_path):
     assert (described["name"], described["count"]) == ("noise", 9)
 
 
+def test_samples_are_few_and_at_most_a_second_unless_told_otherwise(tmp_path):
+    data = sounds(6, rate=30)
+    options = {**OPTIONS, "epochs": 1, "sample_count": 0}
+    fit("wavenet", data, run=tmp_path / "a", model_options={**SMALL, "length": 50}, **options)
+    (folder,) = (tmp_path / "a" / "samples").iterdir()
+    assert wav(folder, "all").offsets.diff().tolist() == [30] * 8
+    options["sample_count"] = 3
+    fit("wavenet", data, run=tmp_path / "b", model_options={**SMALL, "length": 20}, **options)
+    (folder,) = (tmp_path / "b" / "samples").iterdir()
+    assert wav(folder, "all").offsets.diff().tolist() == [20] * 3
+
+
+def test_a_length_that_no_sound_has_is_warned_of():
+    data = sounds()
+    longest = int(data.offsets.diff().max())
+    settings = {"progress": False, "epochs": 1, "batch_size": 3}
+    expected = f"length <= {longest}, .* got length={longest + 1}"
+    with pytest.warns(UserWarning, match=expected):
+        fit("wavenet", data, model_options={**SMALL, "length": longest + 1}, **settings)
+    fit("wavenet", data, model_options={**SMALL, "length": longest}, **settings)
+    # Of what is only measured on, short sounds are no mistake.
+    fit("wavenet", data, valid=sounds(1), model_options={**SMALL, "length": longest}, **settings)
+
+
 def test_the_loss_falls_on_a_tone():
     time = np.arange(4000) / 8000
     data = SoundDataset([(np.sin(2 * np.pi * 440 * time) * 0.8)], None, 8000)

@@ -36,6 +36,11 @@ class Bernoulli:
     def __repr__(self) -> str:
         return "Bernoulli()"
 
+    @property
+    def table(self) -> Tensor:
+        """What the model sees for each level: [2, encoded], int64 or float64."""
+        return self._values.table
+
     def draws(self, output_sizes: Sequence[int], colours: int) -> list[DrawSpec]:
         """One draw a colour, of its logit."""
         features = features_by_colour("Bernoulli", output_sizes, 1, colours, None)

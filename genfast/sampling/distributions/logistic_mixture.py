@@ -73,6 +73,11 @@ class LogisticMixture:
     def __repr__(self) -> str:
         return f"LogisticMixture({self.levels}, mixtures={self.mixtures}, colours={self.colours})"
 
+    @property
+    def table(self) -> Tensor:
+        """What the model sees for each level: [K, encoded], int64 or float64."""
+        return self._values.table
+
     def draws(self, output_sizes: Sequence[int], colours: int) -> list[DrawSpec]:
         """All three colours together, or one draw a colour."""
         per_draw = PER_COMPONENT[self.colours] * self.mixtures
