@@ -61,6 +61,7 @@ def time_case(
         check: Raises AssertionError when our op is wrong on this case.
     """
     check()
+    torch.compiler.reset()  # else this is a new shape of the case before, compiled for any shape
     functions = {"eager": eager, "compiled": torch.compile(eager), "genfast": genfast}
     step = forward_backward(functions[implementation], case.inputs)
     for _ in range(3):
