@@ -181,7 +181,9 @@ class Compiler {
     made.bias = bias;
     made.packed = packed;
     if (packed == nullptr) return;
-    std::copy(spec.bias.begin(), spec.bias.end(), bias);
+    // Minus zero becomes zero: then a product of zeros that is left out changes no sign.
+    std::transform(spec.bias.begin(), spec.bias.end(), bias,
+                   [](scalar_t value) { return value + scalar_t(0); });
     int64_t k = 0;
     for (const TapSpec<scalar_t>& tap : spec.taps) {
       const scalar_t* from = tap.weight.data();
