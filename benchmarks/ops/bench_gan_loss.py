@@ -9,11 +9,13 @@ from genfast.ops import gan_loss, gan_loss_reference
 
 # Logits, half of them fake: one per image of a DCGAN batch; patches; a reduction's own speed.
 COUNTS = {"dcgan": 64, "patch discriminator": 32 * 30 * 30, "large": 1_000_000}
-KINDS = ("non_saturating", "least_squares", "hinge")
+KINDS = ("minimax", "non_saturating", "least_squares", "wasserstein", "hinge")
 
 
 def eager(kind: str, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    if kind == "non_saturating":
+    if kind == "wasserstein":
+        return fake.mean() - real.mean()
+    if kind in ("minimax", "non_saturating"):
         return F.softplus(fake).mean() + F.softplus(-real).mean()
     if kind == "least_squares":
         return 0.5 * (fake.square().mean() + (real - 1).square().mean())
