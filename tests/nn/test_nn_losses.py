@@ -49,6 +49,16 @@ def test_reparameterize_layer_is_the_op():
     z, kl = Reparameterize()(mu, logvar, generator=torch.Generator().manual_seed(3))
     expected = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close((z, kl), expected)
+    weights = {"beta": 0.5, "free_bits": 0.4}
+    layer = Reparameterize(**weights)
+    assert repr(layer) == "Reparameterize(beta=0.5, free_bits=0.4)"
+    ours = layer(mu, logvar, generator=torch.Generator().manual_seed(3))
+    expected = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3), **weights)
+    torch.testing.assert_close(ours, expected)
+    with pytest.raises(InputError, match=r"Reparameterize: expected a finite free_bits >= 0, got"):
+        Reparameterize(free_bits=-0.1)
+    with pytest.raises(InputError, match=r"Reparameterize: expected a finite beta >= 0, got"):
+        Reparameterize(beta=float("nan"))
 
 
 class Linear(nn.Module):
