@@ -5,7 +5,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <numeric>
 #include <string>
 #include <tuple>
 
@@ -19,6 +18,7 @@ namespace genfast::gan {
 namespace {
 
 using at::Tensor;
+using cpu::GanSums;
 using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
@@ -28,30 +28,63 @@ constexpr int64_t kGrainElements = 65536;  // the same for the backward's one mu
 
 // Runs the CPU kernels. `Cuda` below has the same functions.
 struct Cpu {
-  // Runs function(level, sums, begin, end) on ranges of chunks; returns the mean over the fake
-  // logits plus the mean over the real ones of what it summed.
+  // Runs function(level, sums, begin, end) on ranges of chunks; returns the means over the fake and
+  // over the real logits of what it summed. In pairs there is no real side.
+  struct Means {
+    GanSums fake, real;
+  };
   template <typename Function>
-  static double sum_of_means(const Problem& problem, Function&& function) {
+  static Means means(const Problem& problem, Function&& function) {
+    const bool pairs = problem.pairing == GanPairing::kPairs;
     const int64_t fake_chunks = cpu::gan_loss_chunks(problem.fake_count());
-    const int64_t chunks = fake_chunks + cpu::gan_loss_chunks(problem.real_count());
-    c10::SmallVector<double, 16> sums(chunks);
+    const int64_t chunks = fake_chunks + (pairs ? 0 : cpu::gan_loss_chunks(problem.real_count()));
+    c10::SmallVector<GanSums, 8> sums(chunks);
     at::parallel_for(0, chunks, kGrainChunks, [&](int64_t begin, int64_t end) {
       cpu::at_simd_level([&](auto level) { function(level, sums.data(), begin, end); });
     });
-    const auto mean = [](const double* begin, const double* end, int64_t count) {
-      return count == 0 ? 0.0 : std::accumulate(begin, end, 0.0) / static_cast<double>(count);
+    const auto mean = [&](int64_t begin, int64_t end, int64_t count) {
+      GanSums total = {0, 0};
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        total = {total.first + sums[chunk].first, total.second + sums[chunk].second};
+      }
+      if (begin == end) return total;
+      const double divisor = static_cast<double>(count);
+      return GanSums{total.first / divisor, total.second / divisor};
     };
-    return mean(sums.begin(), sums.begin() + fake_chunks, problem.fake_count()) +
-           mean(sums.begin() + fake_chunks, sums.end(), problem.real_count());
+    return {mean(0, fake_chunks, problem.fake_count()),
+            mean(fake_chunks, chunks, problem.real_count())};
+  }
+
+  // Where the pairing asks for it: the mean of each side as what is subtracted from the other.
+  template <typename scalar_t>
+  static void subtract_averages(const Problem& problem, const scalar_t* fake, const scalar_t* real,
+                                double& fake_minus, double& real_minus) {
+    if (problem.pairing != GanPairing::kAverages) return;
+    const GanLogits<scalar_t> sides[] = {{fake, problem.fake_count(), {}, 0},
+                                         {real, problem.real_count(), {}, 0}};
+    const Means averages =
+        means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
+          cpu::gan_loss_sums<level()>(sides[0], sides[1], sums, begin, end);
+        });
+    fake_minus = averages.real.first;
+    real_minus = averages.fake.first;
   }
 
   static void forward(const Problem& problem, const Tensor& slope, const Tensor& loss) {
     AT_DISPATCH_FLOATING_TYPES(problem.dtype(), kOp, [&] {
-      const auto params = forward_params<scalar_t>(problem, slope, loss);
-      *params.loss = static_cast<scalar_t>(
-          sum_of_means(problem, [&](auto level, double* sums, int64_t begin, int64_t end) {
+      auto params = forward_params<scalar_t>(problem, slope, loss);
+      subtract_averages(problem, params.fake.data, params.real.data, params.fake.minus,
+                        params.real.minus);
+      const Means terms =
+          means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
             cpu::gan_loss_forward<level()>(params, sums, begin, end);
-          }));
+          });
+      *params.loss = static_cast<scalar_t>(terms.fake.first + terms.real.first);
+      if (problem.pairing == GanPairing::kAverages && params.slope != nullptr) {
+        scalar_t* mean_slopes = params.slope + params.fake.count + params.real.count;
+        mean_slopes[0] = static_cast<scalar_t>(terms.fake.second);
+        mean_slopes[1] = static_cast<scalar_t>(terms.real.second);
+      }
     });
   }
 
@@ -69,11 +102,19 @@ struct Cpu {
 
   static void double_backward(const Problem& problem, const DoubleBackwardTensors& tensors) {
     AT_DISPATCH_FLOATING_TYPES(problem.dtype(), kOp, [&] {
-      const auto params = double_backward_params<scalar_t>(problem, tensors);
-      *params.grad_grad_loss = static_cast<scalar_t>(
-          sum_of_means(problem, [&](auto level, double* sums, int64_t begin, int64_t end) {
-            cpu::gan_loss_double_backward<level()>(params, sums, begin, end);
-          }));
+      auto params = double_backward_params<scalar_t>(problem, tensors);
+      subtract_averages(problem, params.fake.data, params.real.data, params.fake.minus,
+                        params.real.minus);
+      subtract_averages(problem, params.v_fake, params.v_real, params.v_fake_minus,
+                        params.v_real_minus);
+      const Means sums = means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
+        cpu::gan_loss_double_backward<level()>(params, sums, begin, end);
+      });
+      *params.grad_grad_loss = static_cast<scalar_t>(sums.fake.first + sums.real.first);
+      if (problem.pairing != GanPairing::kAverages) return;
+      const double fakes_per_real = static_cast<double>(params.fake.count) / params.real.count;
+      tensors.grad_fake.sub_(sums.real.second / fakes_per_real);
+      tensors.grad_real.sub_(sums.fake.second * fakes_per_real);
     });
   }
 };
@@ -84,8 +125,8 @@ struct Cuda {
   template <typename Function>
   static void launch(const Problem& problem, bool reduces, Function&& function) {
     const CudaLaunch launch(problem.fake.device());
-    const int64_t bytes =
-        reduces ? cuda::gan_loss_workspace(problem.fake_count() + problem.real_count()) : 0;
+    const int64_t count = problem.fake_count() + problem.real_count();
+    const int64_t bytes = reduces ? cuda::gan_loss_workspace(problem.pairing, count) : 0;
     Tensor buffer;
     if (bytes > 0) buffer = at::empty({bytes}, problem.fake.options().dtype(at::kByte));
     void* workspace = output<void>(buffer);
@@ -145,9 +186,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& slope
                                     double label_smoothing) {
   const Problem problem = read_problem(fake, real, {kind, role, label_smoothing});
   check_grad_loss(grad_loss, problem);
-  TORCH_CHECK(slope.numel() == problem.fake_count() + problem.real_count() &&
-                  slope.scalar_type() == problem.stored && slope.device() == fake.device() &&
-                  slope.is_contiguous(),
+  TORCH_CHECK(slope.numel() == problem.slopes() && slope.scalar_type() == problem.stored &&
+                  slope.device() == fake.device() && slope.is_contiguous(),
               kOp, ": expected slope as the forward made it, got slope.shape=", slope.sizes(),
               ", slope.dtype=", slope.scalar_type(), ", slope.device=", slope.device());
   const Tensor grad_fake = problem.empty_grad_fake();
