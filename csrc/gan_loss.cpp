@@ -2,7 +2,9 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <string>
@@ -23,8 +25,9 @@ using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kGrainChunks = 4;        // chunks of work that make another thread worthwhile
-constexpr int64_t kGrainElements = 65536;  // the same for the backward's one multiplication
+constexpr int64_t kGrainChunks = 4;          // chunks of work that make another thread worthwhile
+constexpr int64_t kGrainElements = 65536;    // the same for the backward's one multiplication
+constexpr int64_t kInPlaceElements = 16384;  // slopes that become gradients where they lie
 
 // Runs the CPU kernels. `Cuda` below has the same functions.
 struct Cpu {
@@ -275,10 +278,42 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
     const auto saved = ctx->get_saved_variables();
     const Choice choice = saved_choice(ctx);
+    if (slopes_are_spare(grads[0], saved[0], saved[1])) {
+      return backward_in_place(grads[0], saved[0], saved[1], if_defined(saved[2]), choice);
+    }
     auto [grad_fake, grad_real] =
         backward_op().call(grads[0], saved[0], saved[1], if_defined(saved[2]), choice.kind,
                            choice.role, choice.label_smoothing);
     return {grad_fake, saved[2].defined() ? grad_real : Tensor(), Tensor()};
+  }
+
+ private:
+  // Whether the slopes may be overwritten: they are this node's own, it will not run again, nothing
+  // traces the backward pass, and there are so many that their memory counts.
+  static bool slopes_are_spare(const Tensor& grad_loss, const Tensor& slope, const Tensor& fake) {
+    const bool own = slope.use_count() <= 2;  // the graph's and the local one
+    const bool last =
+        !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph();
+    return own && last && slope.is_cpu() && slope.numel() >= kInPlaceElements &&
+           slope.scalar_type() == grad_loss.scalar_type() &&
+           !at::areAnyTensorSubclassLike({grad_loss, slope, fake});
+  }
+
+  static variable_list backward_in_place(const Tensor& grad_loss, const Tensor& slope,
+                                         const Tensor& fake, const optional<Tensor>& real,
+                                         const Choice& choice) {
+    const Problem problem = read_problem(fake, real, choice);
+    check_grad_loss(grad_loss, problem);
+    const int64_t fake_count = problem.fake_count();
+    const Tensor grad_fake = slope.narrow(0, 0, fake_count).view(fake.sizes());
+    Tensor grad_real;
+    if (problem.pairing == GanPairing::kPairs) {
+      grad_real = problem.empty_grad_real();
+    } else if (real.has_value()) {
+      grad_real = slope.narrow(0, fake_count, problem.real_count()).view(real->sizes());
+    }
+    Cpu::backward(problem, grad_loss, slope, grad_fake, grad_real);
+    return {grad_fake, grad_real, Tensor()};
   }
 };
 

@@ -99,11 +99,23 @@ GENFAST_INLINE GanSums double_backward_piece(const GanTerm& term, Argument&& arg
   return {sums.total(), grad_sums.total()};
 }
 
-// to = (from - minus) * factor, also in place.
+// to = (from - minus) * factor, also in place; in two loops, so that both vectorise.
 template <typename scalar_t>
-void shift_and_scale(const scalar_t* from, scalar_t minus, scalar_t factor, scalar_t* to,
-                     int64_t count) {
+void shift_and_scale(const scalar_t* __restrict from, scalar_t minus, scalar_t factor,
+                     scalar_t* __restrict to, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = (from[i] - minus) * factor;
+}
+
+template <typename scalar_t>
+void shift_and_scale_in_place(scalar_t* values, scalar_t minus, scalar_t factor, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) values[i] = (values[i] - minus) * factor;
+}
+
+template <typename scalar_t>
+void write_gradients(const scalar_t* slope, scalar_t minus, scalar_t factor, scalar_t* grad,
+                     int64_t count) {
+  slope == grad ? shift_and_scale_in_place(grad, minus, factor, count)
+                : shift_and_scale(slope, minus, factor, grad, count);
 }
 
 }  // namespace
@@ -151,9 +163,9 @@ void gan_loss_backward(const GanLossBackward<scalar_t>& params, int64_t begin, i
   const int64_t real_count = params.real_count;
   const scalar_t fake_factor = *params.grad_loss / static_cast<scalar_t>(fake_count);
   if (params.pairing == GanPairing::kPairs) {  // the real side first: the fake one may overwrite
-    shift_and_scale(params.slope + begin, scalar_t(0), -fake_factor, params.grad_real + begin,
+    write_gradients(params.slope + begin, scalar_t(0), -fake_factor, params.grad_real + begin,
                     end - begin);
-    shift_and_scale(params.slope + begin, scalar_t(0), fake_factor, params.grad_fake + begin,
+    write_gradients(params.slope + begin, scalar_t(0), fake_factor, params.grad_fake + begin,
                     end - begin);
     return;
   }
@@ -161,13 +173,13 @@ void gan_loss_backward(const GanLossBackward<scalar_t>& params, int64_t begin, i
   const bool averages = params.pairing == GanPairing::kAverages;
   const int64_t fake_end = end < fake_count ? end : fake_count;
   if (begin < fake_end) {
-    shift_and_scale(params.slope + begin, averages ? means[1] : scalar_t(0), fake_factor,
+    write_gradients(params.slope + begin, averages ? means[1] : scalar_t(0), fake_factor,
                     params.grad_fake + begin, fake_end - begin);
   }
   const int64_t real_begin = begin > fake_count ? begin : fake_count;
   const int64_t real_end = end < fake_count + real_count ? end : fake_count + real_count;
   if (real_begin < real_end) {
-    shift_and_scale(params.slope + real_begin, averages ? means[0] : scalar_t(0),
+    write_gradients(params.slope + real_begin, averages ? means[0] : scalar_t(0),
                     *params.grad_loss / static_cast<scalar_t>(real_count),
                     params.grad_real + (real_begin - fake_count), real_end - real_begin);
   }

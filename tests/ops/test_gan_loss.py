@@ -462,6 +462,29 @@ def test_same_bits_for_every_number_of_threads(threads, kind, role, smoothing) -
 
 
 @every_loss
+def test_gradients_made_where_the_slopes_lay_are_those_of_the_operator(
+    kind, role, smoothing
+) -> None:
+    logits = samples([(20_003,), (17_001,)], kind, role)
+    given = logits[0], logits[1] if len(logits) == 2 else None
+    loss = loss_of(gan_loss, logits, kind, role, smoothing)
+    _, slope = torch.ops.genfast._gan_loss_with_slope(*given, kind, role, smoothing)
+    wanted = torch.ops.genfast._gan_loss_backward(
+        torch.tensor(0.7), slope, *given, kind, role, smoothing
+    )
+    kept = torch.autograd.grad(0.7 * loss, logits, retain_graph=True)
+    for grad in kept:
+        grad.zero_()  # must not reach what the graph keeps
+    again = torch.autograd.grad(0.7 * loss, logits, retain_graph=True)
+    last = torch.autograd.grad(0.7 * loss, logits)
+    for a, b, c in zip(again, last, wanted, strict=False):
+        assert torch.equal(a, c)
+        assert torch.equal(b, c)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(0.7 * loss, logits)
+
+
+@every_loss
 def test_same_bits_at_every_simd_level(simd_level, kind, role, smoothing) -> None:
     logits = samples([(9_001,), (301,)], kind, role)
     ours = every_derivative(logits, kind, role, smoothing)
