@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from genfast.bench.measure import peak_bytes
+
 IMPLEMENTATIONS = ("eager", "compiled", "genfast")
 
 
@@ -61,14 +63,30 @@ def time_case(
         check: Raises AssertionError when our op is wrong on this case.
     """
     check()
+    # The mode behind a default device would cost each of eager's many calls some microseconds.
+    torch.set_default_device(None)
     functions = {"eager": eager, "compiled": torch.compile(eager), "genfast": genfast}
     step = forward_backward(functions[implementation], case.inputs)
     for _ in range(3):
         step()
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["torch"] = torch.__version__
+    benchmark.extra_info["bytes_moved"] = case.bytes_moved
+    benchmark.extra_info["flops"] = case.flops
+    benchmark.extra_info["peak_bytes"] = step_bytes(step, case.inputs[0].device)
     benchmark(step)
-    if benchmark.stats is not None:
-        seconds = benchmark.stats.stats.median
-        benchmark.extra_info["GB/s"] = round(case.bytes_moved / seconds / 1e9, 2)
-        benchmark.extra_info["GFLOP/s"] = round(case.flops / seconds / 1e9, 2)
+
+
+def step_bytes(step: Callable[[], object], device: torch.device) -> int | None:
+    """By how much memory grows at most during a step, beyond its inputs; None if nobody can tell.
+
+    On the CPU this is the process as the system sees it, in whole pages.
+    """
+    if device.type != "cuda":
+        return peak_bytes(step)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated(device) - before

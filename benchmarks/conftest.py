@@ -1,21 +1,77 @@
-"""Prints the achieved rates below pytest-benchmark's table."""
+"""Options of the op benchmarks, and the table and file that a run ends with."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks._peaks import synchronized_clock
+from benchmarks._results import collect
+from benchmarks.render import table, write
+from genfast._files import make_folder
+
+DEVICE = pytest.StashKey[torch.device]()
 
 
-def pytest_terminal_summary(terminalreporter, config) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("genfast")
+    group.addoption(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the ops are timed"
+    )
+    group.addoption(
+        "--results",
+        metavar="FILE.json",
+        type=Path,
+        help="write the results here, and beside it as a Markdown table and two plots",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[DEVICE] = torch.device(config.getoption("--device"))
+    if config.stash[DEVICE].type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device: expected one that is there, got cuda")
+    path = config.getoption("--results")
+    if path is not None:
+        if path.suffix != ".json" or path.is_dir():
+            raise pytest.UsageError(f"--results: expected a file name in .json, got {path}")
+        make_folder(path.parent)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.stash[DEVICE].type == "cuda":
+        # A round holds many steps and ends when the GPU has done them: neither the launch of a
+        # kernel nor the wait for it is taken for the time of a step.
+        marker = pytest.mark.benchmark(timer=synchronized_clock, min_time=1e-3)
+        for item in items:
+            item.add_marker(marker)
+
+
+@pytest.fixture(autouse=True)
+def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tensors of a case are made on the device; `time_case` ends this before the clock runs."""
+    torch.manual_seed(0)
+    device = request.config.stash[DEVICE]
+    torch.set_default_device(device if device.type == "cuda" else None)
+    yield
+    torch.set_default_device(None)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     session = getattr(config, "_benchmarksession", None)
-    if session is None or not session.benchmarks:
+    timed = [] if session is None else [each for each in session.benchmarks if each.stats.data]
+    if not timed:
         return
-    groups: dict[str, dict[str, object]] = {}
-    for bench in session.benchmarks:
-        groups.setdefault(bench.group, {})[bench.params["implementation"]] = bench
-    threads = session.benchmarks[0].extra_info.get("threads")
-    write = terminalreporter.write_line
-    write(f"\nforward and backward, median, {threads} threads; times the speed of eager:")
-    write(f"{'case':44}{'compiled':>10}{'genfast':>10}{'GB/s':>10}{'GFLOP/s':>10}")
-    for group, rows in sorted(groups.items()):
-        if not {"eager", "compiled", "genfast"} <= set(rows):
-            continue
-        eager = rows["eager"].stats.median
-        ratios = [eager / rows[name].stats.median for name in ("compiled", "genfast")]
-        rates = [rows["genfast"].extra_info[name] for name in ("GB/s", "GFLOP/s")]
-        write(f"{group:44}{ratios[0]:10.2f}{ratios[1]:10.2f}{rates[0]:10.2f}{rates[1]:10.2f}")
+    command = shlex.join(["pytest", *sys.argv[1:]])
+    results = collect(timed, config.stash[DEVICE], command)
+    terminalreporter.write_line("")
+    for line in table(results):
+        terminalreporter.write_line(line)
+    path = config.getoption("--results")
+    if path is not None:
+        for written in write(results, path):
+            terminalreporter.write_line(f"wrote {written}")

@@ -17,14 +17,15 @@ def bench_philox(benchmark, name: str, implementation: str) -> None:
     sample = Case((torch.ones((), requires_grad=True),), bytes_moved=4 * count)
 
     def eager(factor: torch.Tensor) -> torch.Tensor:
-        return factor * torch.randn(count)[0]
+        return factor * torch.randn(count, device=factor.device)[0]
 
     def ours(factor: torch.Tensor) -> torch.Tensor:
-        return factor * philox_normal((count,))[0]
+        return factor * philox_normal((count,), device=factor.device)[0]
 
     def check() -> None:
         plain = philox_reference((count,), torch.tensor([1]), 0, normal=True)
-        torch.testing.assert_close(philox_normal((count,), seed=1), plain, rtol=1e-6, atol=1e-6)
+        ours = philox_normal((count,), seed=1, device=plain.device)
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
 
     benchmark.group = f"philox {name} ({count})"
     time_case(benchmark, implementation, sample, eager=eager, genfast=ours, check=check)
