@@ -58,7 +58,10 @@ def roofline_svg(results: Mapping[str, Any]) -> bytes:
             axes.plot(*zip(*points, strict=True), "o", ms=4, label=op)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        lowest = min([arithmetic, *(case["gflop_per_s"] for case in cases)])
+        axes.set_ylim(min(lowest, arithmetic / 10) / 2, 2 * arithmetic)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, position: f"{value:g}")
         axes.set_xlabel("FLOPs for each byte that must move")
         axes.set_ylabel("GFLOP/s")
         axes.set_title(f"copy {bandwidth:.3g} GB/s, matrix product {arithmetic:.3g} GFLOP/s")

@@ -23,7 +23,8 @@ def collect(
     """Gather what was timed, where and with what, and measure the machine's peaks.
 
     Args:
-        benchmarks: What pytest-benchmark has timed; a group without all IMPLEMENTATIONS is left out.
+        benchmarks: What pytest-benchmark has timed. A group that lacks one of IMPLEMENTATIONS is
+            left out.
         device: Where the ops ran.
         command: What was typed.
         peak_seconds: How long to measure each peak, about.
