@@ -63,6 +63,7 @@ def time_case(
         check: Raises AssertionError when our op is wrong on this case.
     """
     check()
+    torch.compiler.reset()  # else this is a new shape of the case before, compiled for any shape
     # The mode behind a default device would cost each of eager's many calls some microseconds.
     torch.set_default_device(None)
     functions = {"eager": eager, "compiled": torch.compile(eager), "genfast": genfast}

@@ -173,17 +173,11 @@ bool reads(const Instruction<scalar_t>& instruction, int32_t grid) {
                      [&](const Tap& tap) { return is(tap.read); });
 }
 
-// The first feature of a buffer that an instruction writes.
-template <typename scalar_t>
-int64_t first_of(const Instruction<scalar_t>& instruction, int32_t grid) {
-  return grid == instruction.out ? instruction.first : instruction.rectified_first;
-}
-
 // Whether two instructions write the same features of a buffer that the first one writes.
 template <typename scalar_t>
 bool writes_same(const Instruction<scalar_t>& a, const Instruction<scalar_t>& b, int32_t grid) {
   if (!b.writes(grid)) return false;
-  const int64_t first = first_of(a, grid), other = first_of(b, grid);
+  const int64_t first = a.first_in(grid), other = b.first_in(grid);
   return first < other + b.count && other < first + a.count;
 }
 

@@ -181,7 +181,9 @@ class Compiler {
     made.bias = bias;
     made.packed = packed;
     if (packed == nullptr) return;
-    std::copy(spec.bias.begin(), spec.bias.end(), bias);
+    // Minus zero becomes zero: then a product of zeros that is left out changes no sign.
+    std::transform(spec.bias.begin(), spec.bias.end(), bias,
+                   [](scalar_t value) { return value + scalar_t(0); });
     int64_t k = 0;
     for (const TapSpec<scalar_t>& tap : spec.taps) {
       const scalar_t* from = tap.weight.data();
@@ -308,9 +310,9 @@ bool block_by_block(const Instruction<scalar_t>& gemm, const Instruction<scalar_
   if (gemm.kind != Kind::kGemm || later.kind != Kind::kPointwise) return false;
   std::vector<int64_t> starts;
   for (const Read& read : later.reads) {
-    if (read.grid != gemm.out) continue;
+    if (!gemm.writes(read.grid)) continue;
     if (read.step != 1 || read.dy != 0 || read.dx != 0) return false;
-    const int64_t start = read.start - gemm.first;
+    const int64_t start = read.start - gemm.first_in(read.grid);
     // Reads of the buffer's other features are no concern of this Gemm.
     if (start + read.count <= 0 || start >= gemm.count) continue;
     if (std::find(starts.begin(), starts.end(), start) == starts.end()) starts.push_back(start);
@@ -427,19 +429,40 @@ void check_when(const WhenSpec& when, int64_t draws) {
 
 }  // namespace
 
-void Memory::Free::operator()(void* data) const {
-  std::free(data);
+void FreeMemory::operator()(void* data) const {
+  if (mapped > 0) {
+    munmap(data, mapped);
+  } else {
+    std::free(data);
+  }
 }
 
 Memory::Memory(size_t bytes) : bytes_(bytes) {
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kLine;
-  const size_t rounded = (bytes + alignment) / alignment * alignment;
-  data_.reset(std::aligned_alloc(alignment, rounded));
+  if (bytes >= kHugePage) {
+    data_ = map_huge_pages(bytes);
+    if (data_ != nullptr) return;
+  }
+  const size_t rounded = (bytes + kLine) / kLine * kLine;
+  data_.reset(std::aligned_alloc(kLine, rounded));
   if (data_ == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-  if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
-#endif
   std::memset(data_.get(), 0, rounded);
+}
+
+// Fresh from the system: what a process has used before and freed stays in small pages.
+Memory::Owner Memory::map_huge_pages(size_t bytes) {
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t most = rounded + kHugePage;  // of which some huge pages are whole
+  void* const mapped =
+      mmap(nullptr, most, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) return nullptr;
+  char* const begin = static_cast<char*>(mapped);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(begin) % kHugePage) % kHugePage;
+  if (before > 0) munmap(begin, before);
+  if (before < kHugePage) munmap(begin + before + rounded, kHugePage - before);
+#if defined(MADV_HUGEPAGE)
+  madvise(begin + before, rounded, MADV_HUGEPAGE);
+#endif
+  return Owner(begin + before, FreeMemory{rounded});
 }
 
 template <typename scalar_t>

@@ -10,6 +10,11 @@
 
 namespace genfast::sampling {
 
+struct FreeMemory {
+  size_t mapped = 0;  // bytes of a mapping; 0: from the heap
+  void operator()(void* data) const;
+};
+
 // Zeroed memory in whole cache lines, in huge pages where there is enough of it.
 class Memory {
  public:
@@ -19,10 +24,10 @@ class Memory {
   size_t bytes() const { return bytes_; }
 
  private:
-  struct Free {
-    void operator()(void* data) const;
-  };
-  std::unique_ptr<void, Free> data_;
+  using Owner = std::unique_ptr<void, FreeMemory>;
+  static Owner map_huge_pages(size_t bytes);
+
+  Owner data_;
   size_t bytes_ = 0;
 };
 
@@ -73,6 +78,8 @@ struct Instruction {
   int64_t levels = 0;
 
   bool writes(int32_t grid) const { return grid == out || grid == rectified; }
+  // The first feature of a buffer that it writes.
+  int64_t first_in(int32_t grid) const { return grid == out ? first : rectified_first; }
 };
 
 // Instructions that follow each other row by row: no row needs another row of the group.

@@ -59,7 +59,8 @@ class Barrier {
   std::vector<Count> counts_;
 };
 
-// Whether this process is the child of a fork, in which OpenMP's threads do not exist.
+// Whether this process was forked since this library was loaded: OpenMP's threads do not exist in
+// the child. Of a fork before that nothing is known; torch's own loops hang there too.
 bool in_forked_child();
 
 // Starts a thread for each member but the caller, and joins them.

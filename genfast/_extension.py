@@ -20,12 +20,17 @@ from genfast.errors import BuildError, BuildMismatchError, NotBuiltError
 
 OPS = (
     "masked_conv2d",
+    "causal_conv1d",
+    "gated_activation",
     "reparameterize",
     "gan_loss",
     "logistic_mixture_nll",
     "categorical_nll",
     "philox",
 )
+
+# Ops that are made of others on CUDA, and of which.
+_COMPOSED = {"causal_conv1d": "convolutions of torch and gated_activation"}
 
 # The dispatcher operator that stands for an op when its name differs.
 _OPERATORS = {"philox": "philox_fill"}
@@ -106,7 +111,7 @@ def _implementations(error: BuildError | None) -> dict[tuple[str, str], Implemen
     for op in native:
         table[op, "cuda"] = Implementation("cuda", "compiled by nvcc")
     # torch.version.cuda costs nothing; asking for a device would start the CUDA driver.
-    if torch.version.cuda is not None and native != set(OPS):
+    if torch.version.cuda is not None and native | set(_COMPOSED) != set(OPS):
         if importlib.util.find_spec("triton") is None:
             missing = "no CUDA kernel in this build, and Triton is not installed"
         else:
@@ -119,7 +124,7 @@ def _implementations(error: BuildError | None) -> dict[tuple[str, str], Implemen
             table[op, "cuda"] = (
                 Implementation("triton", "no CUDA kernel in this build")
                 if _has_kernel(op, "CUDA")
-                else Implementation("reference", missing)
+                else Implementation("reference", _COMPOSED.get(op, missing))
             )
     return table
 

@@ -26,6 +26,9 @@ ABSENT = {
     ("masked_conv2d", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
     ("logistic_mixture_nll", "Triton kernel"): "the same",
     ("categorical_nll", "Triton kernel"): "the same",
+    ("gated_activation", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
+    ("causal_conv1d", "CUDA kernel"): "composed of torch's convolutions and gated_activation",
+    ("causal_conv1d", "Triton kernel"): "composed of torch's convolutions and gated_activation",
 }
 
 # What is no op: the sampling engine, a class with state. Its parts carry its name in both rooms.

@@ -26,6 +26,7 @@ from genfast.models._base import (
     require,
 )
 from genfast.nn import MaskedConv2d
+from genfast.ops import gated_activation
 from genfast.sampling.distributions import Categorical, Distribution
 
 
@@ -89,12 +90,11 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor | None, embedding: Tensor | None) -> Tensor:
         """Map [N, 2p, H, W] to [N, p, H, W]."""
-        if self.of_label is not None:
-            x = x + self.of_label(labels)[:, :, None, None]
+        condition = None if self.of_label is None else self.of_label(labels)
         if self.of_embedding is not None:
-            x = x + self.of_embedding(embedding)[:, :, None, None]
-        f, g = x.chunk(2, dim=1)
-        return torch.tanh(f) * torch.sigmoid(g)
+            of_embedding = self.of_embedding(embedding)
+            condition = of_embedding if condition is None else condition + of_embedding
+        return gated_activation(x, condition)
 
 
 class GatedLayer(nn.Module):

@@ -28,6 +28,7 @@ from genfast.models._base import (
     require,
 )
 from genfast.nn import logistic_mixture_nll
+from genfast.ops import causal_conv1d
 from genfast.sampling.distributions import Categorical, Distribution, LogisticMixture
 
 LOWEST_LOG_SCALE = -14.0
@@ -127,14 +128,22 @@ class DilatedLayer(nn.Module):
         self, x: Tensor, labels: Tensor | None, features: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Map [N, R, T] to the stream [N, R, T] and the skip [N, S, T]."""
-        gates = self.dilated(x)
-        if self.of_label is not None:
-            gates = gates + self.of_label(labels)[:, :, None]
+        condition = None if self.of_label is None else self.of_label(labels)
         if self.of_features is not None:
-            gates = gates + self.of_features(cast(Tensor, features))
-        f, g = gates.chunk(2, dim=1)
-        z = torch.tanh(f) * torch.sigmoid(g)
-        return x if self.residual is None else x + self.residual(z), self.skip(z)
+            of_features = self.of_features(cast(Tensor, features))
+            condition = of_features if condition is None else condition[:, :, None] + of_features
+        residual = self.residual
+        return causal_conv1d(
+            x,
+            self.dilated.weight,
+            self.dilated.bias,
+            condition,
+            residual_weight=None if residual is None else residual.weight,
+            residual_bias=None if residual is None else residual.bias,
+            skip_weight=self.skip.weight,
+            skip_bias=self.skip.bias,
+            dilation=self.dilated.dilation[0],
+        )
 
 
 class WaveNet(AutoregressiveModel):

@@ -2,8 +2,14 @@
 
 from genfast.ops.categorical_nll import categorical_nll as categorical_nll
 from genfast.ops.categorical_nll import categorical_nll_reference as categorical_nll_reference
+from genfast.ops.causal_conv1d import causal_conv1d as causal_conv1d
+from genfast.ops.causal_conv1d import causal_conv1d_reference as causal_conv1d_reference
 from genfast.ops.gan_loss import gan_loss as gan_loss
 from genfast.ops.gan_loss import gan_loss_reference as gan_loss_reference
+from genfast.ops.gated_activation import gated_activation as gated_activation
+from genfast.ops.gated_activation import (
+    gated_activation_reference as gated_activation_reference,
+)
 from genfast.ops.logistic_mixture_nll import logistic_mixture_nll as logistic_mixture_nll
 from genfast.ops.logistic_mixture_nll import (
     logistic_mixture_nll_reference as logistic_mixture_nll_reference,

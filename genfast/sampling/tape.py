@@ -7,6 +7,7 @@ function of earlier results; writes in place become new versions of a tensor and
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from genfast.errors import UnsupportedModelError
+from genfast.ops.causal_conv1d import composed
 from genfast.sampling.origin import is_assertion, name_modules, user_line
 from genfast.sampling.recording import (
     KINDS,
@@ -136,6 +138,9 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.Tag.nondeterministic_seeded in func.tags and _trains(func, args, kwargs):
             return self._record(func, args, kwargs, tensors, RANDOM)
         recorded = any(self.is_recorded(tensor) for tensor in tensors)
+        if recorded and (parts := _parts_of(func)) is not None:
+            with self:
+                return parts(*args, **kwargs)
         if recorded and func not in _VALUE_FREE:
             kinds = [each.kind for each in map(self.reference, tensors) if isinstance(each, Node)]
             return self._record(func, args, kwargs, tensors, max(kinds, key=KINDS.index))
@@ -398,6 +403,20 @@ _SPECIAL = {
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _RECURRENT),
 }
+
+
+@cache
+def _parts_of(func: OpOverload) -> Callable[..., Any] | None:
+    """What an op is made of, where that is recorded instead of the op."""
+    ops = torch.ops.genfast
+    if hasattr(ops, "causal_conv1d") and func is ops.causal_conv1d.default:
+        return composed
+    # Functions of torch arrive in their parts, except below autograd, where `composed` runs.
+    composite = "CompositeImplicitAutograd"
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func._name, composite):
+        decompose: Callable[..., Any] = func.decompose
+        return decompose
+    return None
 
 
 def _results(out: Any) -> list[tuple[int | None, Tensor]]:

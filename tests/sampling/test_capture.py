@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.errors import InputError, UnsupportedModelError
+from genfast.ops import causal_conv1d
 from genfast.sampling.capture import Evaluator, capture, pick_tensor
 from genfast.sampling.lower import lower
 from genfast.sampling.recording import Fixed, Node
+from genfast.sampling.values import Conv
 from tests.sampling.graphs import compiled, run
 
 
@@ -364,3 +366,38 @@ def test_inference_mode_around_the_capture() -> None:
     with torch.inference_mode():
         graph, captured = compiled(conv, x)
     torch.testing.assert_close(run(graph, captured, x), conv(x), rtol=0, atol=1e-12)
+
+
+class Layered(nn.Module):
+    """Calls an op that is a whole layer, with and without the residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dilated = nn.ModuleList(nn.Conv1d(1 + 3 * i, 8, 2) for i in range(2))
+        self.skip = nn.ModuleList(nn.Conv1d(4, 5, 1) for _ in range(2))
+        self.residual = nn.Conv1d(4, 1, 1)
+        self.widen = nn.Conv1d(1, 4, 1)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = {"skip_bias": self.skip[0].bias, "dilation": 3}
+        x, first = causal_conv1d(
+            x,
+            self.dilated[0].weight,
+            residual_weight=self.residual.weight,
+            skip_weight=self.skip[0].weight,
+            **shared,
+        )
+        _, second = causal_conv1d(
+            self.widen(x), self.dilated[1].weight, skip_weight=self.skip[1].weight, **shared
+        )
+        return first + second
+
+
+def test_op_of_several_layers_is_recorded_as_its_layers() -> None:
+    model = Layered()
+    x = torch.randn(3, 1, 20, dtype=torch.float64)
+    graph, captured = compiled(model, x)
+    out = run(graph, captured, x)
+    torch.testing.assert_close(out.reshape(3, 5, 20), model(x), rtol=1e-12, atol=1e-12)
+    assert sum(isinstance(value.body, Conv) for value in graph.values) == 6

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genfast.ops import gated_activation
 from tests.sampling.graphs import compiled, run
 
 Function = Callable[[Tensor], Tensor]
@@ -162,6 +163,9 @@ BINARY: dict[str, Function] = {
     "lerp": lambda x: torch.lerp(x, x.flip(1), 0.3),
     "lerp tensor": lambda x: torch.lerp(CHANNELS.expand(4, 3, 5), x, PLANE),
     "logaddexp": lambda x: torch.logaddexp(x, 3 * x.flip(1)),
+    "gated_activation": gated_activation,
+    "gated_activation of a sum": lambda x: gated_activation(x, x.flip(1)),
+    "gated_activation and a constant": lambda x: gated_activation(x, WEIGHT.expand(x.shape[0], 4)),
     "outer over features": lambda x: (x[:, :, None] * x[:, None, :2]).flatten(1, 2),
 }
 

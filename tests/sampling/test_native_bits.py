@@ -116,6 +116,54 @@ def test_inputs_that_are_zero_are_left_out_of_no_result(features):
     torch.testing.assert_close(together[4:, features:, 0].double(), hidden.mT, rtol=1e-5, atol=1e-5)
 
 
+# Read by an instruction after a rectified product of 256 features, of which 2 has no negative ones.
+AFTER_A_RECTIFIER = {
+    "one feature": (Read(1, 0, 1, 256), Read(2, 255, 1, 1)),
+    "the same": (Read(1, 0, 1, 256), Read(2, 0, 1, 256)),
+    "in reverse": (Read(1, 0, 1, 256), Read(2, 255, -1, 256)),
+    "the other half": (Read(1, 0, 1, 128), Read(2, 128, 1, 128)),
+    "between halves": (Read(1, 0, 1, 128), Read(1, 128, 1, 128), Read(2, 64, 1, 128)),
+}
+
+
+@pytest.mark.parametrize("reads", AFTER_A_RECTIFIER.values(), ids=AFTER_A_RECTIFIER)
+def test_what_a_rectifier_leaves_is_read_when_all_threads_are_there(reads, sharing):
+    count, when = reads[0].count, When(1, 60)
+    weight = torch.randn(1, 256, generator=torch.Generator().manual_seed(5))
+    first = len(reads)
+    steps = [Step("sub", (0, first - 1)), Step("mul", (first, 1))][: first - 1]
+    instructions = (
+        Gemm(1, 0, 256, when, (Tap(Read(0, 0, 1, 1, dx=-1), weight),)),
+        Pointwise(2, 0, 256, when, (Read(1, 0, 1, 256),), (), (Step("relu", (0,)),)),
+        Pointwise(3, 0, count, when, reads, (), tuple(steps)),
+    )
+    buffers = tuple(
+        Buffer(f"b{n}", size, 1, 60, 1, 60) for n, size in enumerate([1, 256, 256, count])
+    )
+    draws = (Draw(0, 1, (Read(3, 0, 1, count), Read(2, 0, 1, 256))),)
+    program = Program(
+        1, 1, 1, 60, 60, torch.float32, torch.device("cpu"), buffers, (), instructions, draws
+    )
+    x = torch.randn(1, 1, 1, 60, generator=torch.Generator().manual_seed(6))
+    executor = NativeExecutor(program)
+    torch.set_num_threads(1)
+    expected = executor.begin(1).forced(x)
+    product = torch.nn.functional.pad(x[0, 0, 0, :-1], (1, 0))[:, None] * weight
+    taken = [
+        (product if read.source == 1 else product.relu())[
+            :, [read.start + read.step * k for k in range(read.count)]
+        ]
+        for read in reads
+    ]
+    last = taken[0] - taken[-1]
+    assert torch.equal(expected[0][0, :count, 0].mT, last * taken[1] if first == 3 else last)
+    sharing(True)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        for _ in range(8):
+            assert equal(executor.begin(1).forced(x), expected), threads
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("n", [1, 5])
 def test_simd_levels(n, dtype):

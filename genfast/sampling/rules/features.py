@@ -152,6 +152,18 @@ def glu(low: Lowering, self: Signal, dim: int) -> Signal:
     return low.pointwise("mul", value, low.pointwise("sigmoid", gate))
 
 
+def gated_activation(low: Lowering, x: Operand, condition: Operand | None) -> Signal:
+    given = x if condition is None else low.pointwise("add", x, condition)
+    assert isinstance(given, Signal)
+    half = given.shape[1] // 2
+    a, b = (take_range(low, given, 1, first, first + half) for first in (0, half))
+    return low.pointwise("mul", low.pointwise("tanh", a), low.pointwise("sigmoid", b))
+
+
+if hasattr(torch.ops.genfast, "gated_activation"):  # else its parts are recorded
+    rule(torch.ops.genfast.gated_activation)(gated_activation)
+
+
 # Normalisation
 
 
