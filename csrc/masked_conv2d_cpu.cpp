@@ -119,11 +119,11 @@ c10::DataPtr allocate(int64_t bytes) {
 
 template <cpu::SimdLevel level, typename scalar_t>
 void correlate(const cpu::Correlation<scalar_t>& params, const cpu::Grid& grid) {
-  constexpr int64_t unit = cpu::kUnitPixels<level, scalar_t>;
-  const int64_t units = params.N * cpu::tiles(grid.rows * grid.cols, unit);
-  const int64_t work = unit * params.groups * params.M * (params.K * grid.tap_count + 1);
+  constexpr int64_t width = cpu::kChannelTile<level, scalar_t>;
+  const int64_t tiles = params.N * cpu::tiles(grid.rows * grid.cols, width);
+  const int64_t work = width * params.groups * params.M * (params.K * grid.tap_count + 1);
   const int64_t scratch_size = cpu::correlate_scratch<level>(params);
-  at::parallel_for(0, units, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, tiles, grain(kGrain, work), [&](int64_t begin, int64_t end) {
     const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
     cpu::correlate<level>(params, grid, static_cast<scalar_t*>(scratch.get()), begin, end);
   });
@@ -243,9 +243,11 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
     using scalar_t = decltype(zero);
     constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
     const int64_t padded = cpu::tiles(C_out, tile) * tile;
-    // Units of nearly equal size, in whole vectors.
-    const int64_t even = ceil_div(pixels, ceil_div(pixels, cpu::kGradUnitPixels));
-    const int64_t unit_pixels = ceil_div(even, tile / 2) * (tile / 2);
+    // Units of nearly equal size, whole rows where these are short.
+    const int64_t whole = s.W_out <= cpu::kGradUnitPixels ? s.W_out : 1;
+    const int64_t pieces = pixels / whole;
+    const int64_t most = cpu::kGradUnitPixels / whole;
+    const int64_t unit_pixels = ceil_div(pieces, ceil_div(pieces, most)) * whole;
     const int64_t units_per_image = ceil_div(pixels, unit_pixels);
     const int64_t parts = ceil_div(rows, kPartRows);
     const int64_t chunks = std::clamp<int64_t>(

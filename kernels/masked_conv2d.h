@@ -127,12 +127,8 @@ constexpr int64_t tiles(int64_t channels, int64_t tile) {
   return (channels + tile - 1) / tile;
 }
 
-// Grid pixels that one unit of `correlate` produces at most: four tiles of patches.
-template <SimdLevel level, typename scalar_t>
-constexpr int64_t kUnitPixels = 4 * kChannelTile<level, scalar_t>;
-
 // Grid pixels that a unit of the weight's gradient has at most.
-constexpr int64_t kGradUnitPixels = 128;
+constexpr int64_t kGradUnitPixels = 256;
 
 // Pairs (group, channel summed over) in [begin, end) of groups * K.
 template <SimdLevel level, typename scalar_t>
@@ -142,7 +138,7 @@ void pack_weights(const PackWeights<scalar_t>& params, int64_t begin, int64_t en
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params);
 
-// Units (image, kUnitPixels grid pixels) in [begin, end).
+// Tiles (image, kChannelTile grid pixels) in [begin, end).
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end);

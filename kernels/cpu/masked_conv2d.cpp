@@ -48,22 +48,14 @@ MultiplyPanel<scalar_t> panel_instance(int64_t channels) {
   return multiply_panel<scalar_t, M, vectors>;
 }
 
-// Where a tile of sums grows: in the image itself, or beside it when the image has no room for
-// whole vectors there or its pixels lie apart.
+// Puts a tile of sums where its pixels lie in the image.
 template <typename scalar_t>
-struct Destination {
-  scalar_t* to;
-  int64_t step;
-  bool in_image;
-};
-
-template <typename scalar_t>
-void scatter(const Destination<scalar_t>& sums, const PixelTile<scalar_t>& tile, const Grid& grid,
+void scatter(const scalar_t* sums, const PixelTile<scalar_t>& tile, const Grid& grid,
              int64_t channels, int64_t W_out, int64_t plane, scalar_t* out) {
   for (int64_t m = 0; m < channels; ++m) {
     for (int s = 0; s < tile.segments; ++s) {
       const Segment& segment = tile.segment[s];
-      const scalar_t* from = sums.to + m * sums.step + segment.lane;
+      const scalar_t* from = sums + m * kTilePixels<scalar_t> + segment.lane;
       scalar_t* to = out + m * plane + (grid.first_h + segment.i * grid.step_h) * W_out +
                      grid.first_w + segment.j * grid.step_w;
       for (int lane = 0; lane < segment.lanes; ++lane) to[lane * grid.step_w] = from[lane];
@@ -75,21 +67,19 @@ void scatter(const Destination<scalar_t>& sums, const PixelTile<scalar_t>& tile,
 
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params) {
-  return kPatchRows * kTilePixels<scalar_t> + params.M * kUnitPixels<level, scalar_t>;
+  return (kPatchRows + params.M) * kTilePixels<scalar_t>;
 }
 
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end) {
   constexpr int64_t width = kTilePixels<scalar_t>;
-  constexpr int64_t unit = kUnitPixels<level, scalar_t>;
-  static_assert(unit % width == 0);
+  static_assert(width == kChannelTile<level, scalar_t>);
   const int64_t pixels = grid.rows * grid.cols;
-  const int64_t units_per_image = tiles(pixels, unit);
+  const int64_t tiles_per_image = tiles(pixels, width);
   const int64_t in_plane = params.H_in * params.W_in;
   const int64_t out_plane = params.H_out * params.W_out;
   const int64_t rows = grid.tap_count * params.K;
-  const bool dense = grid.step_h == 1 && grid.step_w == 1;
   const Panels panels = Panels::of(params.M, kTileRows);
   // Panels have one of two sizes, tiles one of two widths.
   const MultiplyPanel<scalar_t> instance[2][2] = {
@@ -98,48 +88,38 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
   scalar_t* const patches = scratch;
   scalar_t* const beside = scratch + kPatchRows * width;
 
-  for (int64_t u = begin; u < end; ++u) {
-    const int64_t n = u / units_per_image;
-    const int64_t first = u % units_per_image * unit;
-    const int64_t count = smaller(unit, pixels - first);
-    const int64_t tile_count = tiles(count, width);
-    PixelTile<scalar_t> tile[unit / width];
-    for (int64_t t = 0; t < tile_count; ++t) {
-      cut_pixels(grid, first + t * width, smaller(width, count - t * width), &tile[t]);
-    }
+  for (int64_t number = begin; number < end; ++number) {
+    const int64_t n = number / tiles_per_image;
+    const int64_t first = number % tiles_per_image * width;
+    PixelTile<scalar_t> tile;
+    tile.cut(grid, first, smaller(width, pixels - first));
+    const bool wide = tile.pixels > kLanes<scalar_t>;
+    // Sums grow in the image itself where it has room for whole vectors.
+    const bool in_image =
+        grid.step_h == 1 && grid.step_w == 1 && tile.pixels % kLanes<scalar_t> == 0;
+    const PatchRows met = rows_inside<scalar_t>(grid, tile, params.K);
     for (int64_t group = 0; group < params.groups; ++group) {
-      const PatchSource<scalar_t> source{
-          params.in + (n * params.groups + group) * params.K * in_plane, in_plane, params.W_in,
-          params.K};
+      const int64_t image = n * params.groups + group;
+      const PatchSource<scalar_t> source{params.in + image * params.K * in_plane, in_plane,
+                                         params.W_in, params.K};
       const scalar_t* weights = params.packed + group * params.M * rows;
       const scalar_t* bias = params.bias == nullptr ? nullptr : params.bias + group * params.M;
-      scalar_t* out = params.out + (n * params.groups + group) * params.M * out_plane;
-      const auto destination = [&](int64_t t) -> Destination<scalar_t> {
-        if (dense && tile[t].pixels % kLanes<scalar_t> == 0) {
-          return {out + tile[t].first, out_plane, true};
+      scalar_t* const out = params.out + image * params.M * out_plane;
+      scalar_t* const sums = in_image ? out + first : beside;
+      const int64_t step = in_image ? out_plane : width;
+      int64_t row = met.begin;
+      do {  // once where no tap is met: the output is the bias
+        const int64_t row_end = smaller(row + kPatchRows, met.end);
+        pack_patches(source, grid, tile, row, row_end, patches, width);
+        for (int64_t p = 0; p < panels.count; ++p) {
+          const int64_t m = panels.first(p);
+          instance[p < panels.larger][wide](
+              weights + m * rows + row * panels.rows(p), patches, row_end - row, row == met.begin,
+              bias == nullptr ? nullptr : bias + m, sums + m * step, step);
         }
-        return {beside + t * params.M * width, width, false};
-      };
-      int64_t row = 0;
-      do {  // once where no tap is live: the output is the bias
-        const int64_t row_count = smaller(kPatchRows, rows - row);
-        for (int64_t t = 0; t < tile_count; ++t) {
-          pack_patches(source, grid, tile[t], row, row + row_count, patches, width);
-          const Destination<scalar_t> sums = destination(t);
-          const bool wide = tile[t].pixels > kLanes<scalar_t>;
-          for (int64_t p = 0; p < panels.count; ++p) {
-            const int64_t m = panels.first(p);
-            instance[p < panels.larger][wide](
-                weights + m * rows + row * panels.rows(p), patches, row_count, row == 0,
-                bias == nullptr ? nullptr : bias + m, sums.to + m * sums.step, sums.step);
-          }
-        }
-        row += row_count;
-      } while (row < rows);
-      for (int64_t t = 0; t < tile_count; ++t) {
-        const Destination<scalar_t> sums = destination(t);
-        if (!sums.in_image) scatter(sums, tile[t], grid, params.M, params.W_out, out_plane, out);
-      }
+        row = row_end;
+      } while (row < met.end);
+      if (!in_image) scatter(sums, tile, grid, params.M, params.W_out, out_plane, out);
     }
   }
 }

@@ -24,26 +24,27 @@ struct Segment {
   int lane, lanes;
 };
 
-// Up to kTilePixels grid pixels, counted row by row, as the pieces of rows that they are.
-template <typename scalar_t>
-struct PixelTile {
+// Up to `most` grid pixels, counted row by row, as the pieces of rows that they are.
+template <int64_t most>
+struct PixelRun {
   int64_t first;
   int pixels, segments;
-  Segment segment[kTilePixels<scalar_t>];
-};
+  Segment segment[most];
 
-template <typename scalar_t>
-void cut_pixels(const Grid& grid, int64_t first, int64_t pixels, PixelTile<scalar_t>* tile) {
-  tile->first = first;
-  tile->pixels = static_cast<int>(pixels);
-  tile->segments = 0;
-  int64_t i = first / grid.cols, j = first % grid.cols;
-  for (int lane = 0; lane < tile->pixels; ++i, j = 0) {
-    const int lanes = static_cast<int>(smaller(grid.cols - j, tile->pixels - lane));
-    tile->segment[tile->segments++] = {i, j, lane, lanes};
-    lane += lanes;
+  void cut(const Grid& grid, int64_t from, int64_t count) {
+    first = from;
+    pixels = static_cast<int>(count);
+    segments = 0;
+    int64_t i = first / grid.cols, j = first % grid.cols;
+    for (int lane = 0; lane < pixels; ++i, j = 0) {
+      const int lanes = static_cast<int>(smaller(grid.cols - j, pixels - lane));
+      segment[segments++] = {i, j, lane, lanes};
+      lane += lanes;
+    }
   }
-}
+};
+template <typename scalar_t>
+using PixelTile = PixelRun<kTilePixels<scalar_t>>;
 
 // The part of a segment that a tap finds inside the image: lanes [begin, end), none if equal.
 struct Span {
@@ -69,12 +70,32 @@ uint32_t lanes_inside(const PixelTile<scalar_t>& tile, const GridTap& tap) {
   return static_cast<uint32_t>(bits);
 }
 
+// Whether neighbouring grid pixels are neighbours in an image of width W too, also across the end
+// of a row.
+GENFAST_INLINE bool is_flat(const Grid& grid, int64_t W) {
+  return grid.in_step_h == 1 && grid.in_step_w == 1 && grid.cols == W;
+}
+
 // The image that patches are cut from: one group of channels of image n.
 template <typename scalar_t>
 struct PatchSource {
   const scalar_t* in;
   int64_t plane, W, K;
 };
+
+// Rows [begin, end) of the patch matrix; what a tile does not need it leaves out at both ends.
+struct PatchRows {
+  int64_t begin, end;
+};
+
+// The rows of the taps from the first to the last that meets the image anywhere in the tile.
+template <typename scalar_t>
+PatchRows rows_inside(const Grid& grid, const PixelTile<scalar_t>& tile, int64_t K) {
+  int64_t begin = 0, end = grid.tap_count;
+  while (begin < end && lanes_inside<scalar_t>(tile, grid.taps[begin]) == 0) ++begin;
+  while (begin < end && lanes_inside<scalar_t>(tile, grid.taps[end - 1]) == 0) --end;
+  return {begin * K, end * K};
+}
 
 // to[(r - begin) * to_step + lane] = patch[r, pixel of the lane] for rows r of [begin, end); lanes
 // beyond the tile's pixels get zero up to the end of their vector.
@@ -83,15 +104,14 @@ void pack_patches(const PatchSource<scalar_t>& source, const Grid& grid,
                   const PixelTile<scalar_t>& tile, int64_t begin, int64_t end, scalar_t* to,
                   int64_t to_step) {
   constexpr int lanes = kLanes<scalar_t>;
-  // Neighbouring grid pixels are neighbours in memory, also across the end of a row.
-  const bool flat = grid.in_step_h == 1 && grid.in_step_w == 1 && grid.cols == source.W;
+  const bool flat = is_flat(grid, source.W);
   for (int64_t r = begin; r < end;) {
     const GridTap& tap = grid.taps[r / source.K];
     int64_t k = r % source.K;
     const int64_t k_end = smaller(source.K, k + end - r);
     r += k_end - k;
     if (flat) {
-      const uint32_t bits = lanes_inside(tile, tap);
+      const uint32_t bits = lanes_inside<scalar_t>(tile, tap);
       const auto first = lane_mask<scalar_t>(bits & ((1u << lanes) - 1));
       const auto second = lane_mask<scalar_t>(static_cast<uint32_t>(uint64_t{bits} >> lanes));
       const int64_t offset = tile.first + tap.row * source.W + tap.col;
