@@ -11,11 +11,19 @@ namespace {
 // pass by.
 constexpr int64_t kPatchRows = 192;
 
+// A line of memory to fetch for each row that is multiplied: the next tile's pixels arrive while
+// this one's are in use.
+template <typename scalar_t>
+struct Ahead {
+  const scalar_t* line;
+  int64_t step;
+};
+
 // to[m, c] = the sum over k of panel[k, m] * patches[k, c], on top of what is there or, when fresh,
 // of the bias.
 template <typename scalar_t, int M, int vectors>
 void multiply_panel(const scalar_t* panel, const scalar_t* patches, int64_t K, bool fresh,
-                    const scalar_t* bias, scalar_t* to, int64_t to_step) {
+                    const scalar_t* bias, Ahead<scalar_t> ahead, scalar_t* to, int64_t to_step) {
   constexpr int lanes = kLanes<scalar_t>;
   Vector<scalar_t> sum[M][vectors];
 #pragma GCC unroll 16
@@ -27,7 +35,21 @@ void multiply_panel(const scalar_t* panel, const scalar_t* patches, int64_t K, b
                                     : Vector<scalar_t>{};
     }
   }
-  multiply<scalar_t, M, vectors, 1, M>(panel, patches, kTilePixels<scalar_t>, K, sum);
+  for (int64_t k = 0; k < K; ++k) {
+    __builtin_prefetch(ahead.line);
+    ahead.line += ahead.step;
+    Vector<scalar_t> factor[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) factor[v] = load(patches + v * lanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const Vector<scalar_t> value = broadcast(panel[m]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[m][v] = fused_multiply_add(value, factor[v], sum[m][v]);
+    }
+    panel += M;
+    patches += kTilePixels<scalar_t>;
+  }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
@@ -37,7 +59,7 @@ void multiply_panel(const scalar_t* panel, const scalar_t* patches, int64_t K, b
 
 template <typename scalar_t>
 using MultiplyPanel = void (*)(const scalar_t*, const scalar_t*, int64_t, bool, const scalar_t*,
-                               scalar_t*, int64_t);
+                               Ahead<scalar_t>, scalar_t*, int64_t);
 
 // The instance for a panel of 1 .. kTileRows channels.
 template <typename scalar_t, int vectors, int M = 1>
@@ -113,9 +135,13 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
         pack_patches(source, grid, tile, row, row_end, patches, width);
         for (int64_t p = 0; p < panels.count; ++p) {
           const int64_t m = panels.first(p);
+          // The first two panels fetch a vector of each channel's next pixels.
+          const scalar_t* next = source.in + first + width + p * kLanes<scalar_t>;
           instance[p < panels.larger][wide](
               weights + m * rows + row * panels.rows(p), patches, row_end - row, row == met.begin,
-              bias == nullptr ? nullptr : bias + m, sums + m * step, step);
+              bias == nullptr ? nullptr : bias + m,
+              p < 2 ? Ahead<scalar_t>{next, in_plane} : Ahead<scalar_t>{patches, 0},
+              sums + m * step, step);
         }
         row = row_end;
       } while (row < met.end);

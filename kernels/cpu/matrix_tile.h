@@ -25,11 +25,13 @@ struct Panels {
   int64_t first(int64_t panel) const { return panel * size + (panel < larger ? panel : larger); }
 };
 
-// sum[m] += the sum over k of a[m * row_step + k * k_step] * b[k * b_step ..], in registers. A
-// packed panel has row_step 1 and its M rows as k_step.
-template <typename scalar_t, int M, int vectors, int64_t row_step, int64_t k_step>
-GENFAST_INLINE void multiply(const scalar_t* a, const scalar_t* b, int64_t b_step, int64_t K,
-                             Vector<scalar_t> (&sum)[M][vectors]) {
+// to[m, c] (+)= the sum over k of a[m * row_step + k * k_step] * b[k * b_step + c], for one
+// register tile. A packed panel has row_step 1 and its M rows as k_step. What was there is added
+// last: a long running sum would round every product at its full size.
+template <typename scalar_t, int M, int vectors, int64_t row_step, int64_t k_step, bool accumulate>
+void multiply_tile(const scalar_t* a, const scalar_t* b, int64_t b_step, int64_t K, scalar_t* to,
+                   int64_t to_step) {
+  Vector<scalar_t> sum[M][vectors] = {};
   for (int64_t k = 0; k < K; ++k) {
     Vector<scalar_t> factor[vectors];
 #pragma GCC unroll 2
@@ -43,15 +45,6 @@ GENFAST_INLINE void multiply(const scalar_t* a, const scalar_t* b, int64_t b_ste
     a += k_step;
     b += b_step;
   }
-}
-
-// to[m, c] (+)= that sum for one register tile. What was there is added last: a long running sum
-// would round every product at its full size.
-template <typename scalar_t, int M, int vectors, int64_t row_step, int64_t k_step, bool accumulate>
-void multiply_tile(const scalar_t* a, const scalar_t* b, int64_t b_step, int64_t K, scalar_t* to,
-                   int64_t to_step) {
-  Vector<scalar_t> sum[M][vectors] = {};
-  multiply<scalar_t, M, vectors, row_step, k_step>(a, b, b_step, K, sum);
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
 #pragma GCC unroll 2
