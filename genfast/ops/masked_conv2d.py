@@ -4,19 +4,17 @@ Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural network
 section 3.4 (masked convolutions).
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops import _masked_conv2d_arguments as arguments
 
 # The taps travel to a CUDA kernel by value, so their number is bounded (kernels/masked_conv2d.h).
 _MOST_CUDA_TAPS = 512
-
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def masked_conv2d(
@@ -38,11 +36,11 @@ def masked_conv2d(
 
     1. masked = weight * mask
     2. out[n, co, h, w] = bias[co] + sum over live taps (kh, kw) and ci of masked[co, ci, kh, kw]
-       * x[n, ci, h*stride + kh*dilation - padding, w*stride + kw*dilation - padding]
+       * x[n, ci, h*stride + kh*dilation - top, w*stride + kw*dilation - left], zero outside x
 
-    Equivalent to `F.conv2d(x, weight * mask, bias, stride, padding, dilation, groups)`, except that
-    what only dead taps reach is never read, and that a weight under a zero of the mask is never
-    used: NaN there stays there.
+    Equivalent to `F.conv2d(F.pad(x, padding), weight * mask, bias, stride, 0, dilation, groups)`,
+    except that what only dead taps reach is never read, that a weight under a zero of the mask is
+    never used (NaN there stays there), and that no padded copy is made.
 
     Args:
         x: [N, C_in, H, W] or [C_in, H, W]; float16, bfloat16, float32 or float64, any strides
@@ -51,7 +49,9 @@ def masked_conv2d(
         mask: bool or floating point, broadcastable to the weight. It gets no gradient.
         bias: [C_out] or None.
         stride: Integer or pair, >= 1.
-        padding: Integer or pair, >= 0, or "same" (stride 1) or "valid".
+        padding: Integer or pair (rows, columns), >= 0; (left, right, top, bottom) as for `F.pad`,
+            where a negative number crops; "same" (stride 1; what is odd goes right and below) or
+            "valid".
         dilation: Integer or pair, >= 1.
         groups: Groups of channels.
         taps: The live taps, ascending, when the caller knows them (`live_taps` finds them once);
@@ -65,9 +65,9 @@ def masked_conv2d(
     Raises:
         InputError: if an argument breaks a rule above, or the mask requires a gradient.
     """
-    strides = _pair("stride", stride, 1)
-    dilations = _pair("dilation", dilation, 1)
-    _check_tensors(x, weight, mask, bias, groups)
+    strides = arguments.pair("stride", stride, 1)
+    dilations = arguments.pair("dilation", dilation, 1)
+    arguments.check_tensors(x, weight, mask, bias, groups)
     if x.dim() == 3:
         batched = masked_conv2d(
             x.unsqueeze(0),
@@ -81,13 +81,13 @@ def masked_conv2d(
             taps=taps,
         )
         return batched.squeeze(0)
-    x, paddings = _resolve_padding(x, weight, strides, padding, dilations)
-    _check_fit(x, weight, paddings, dilations)
+    paddings = arguments.sides(padding, weight.shape[2:], strides, dilations)
+    arguments.check_fit(x, weight, paddings, dilations)
     known = _known_taps(taps, mask, weight)
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
-        out: torch.Tensor = torch.ops.genfast.masked_conv2d(
+        out: torch.Tensor = torch.ops.genfast.masked_conv2d.default(
             x, weight, mask, bias, known, strides, paddings, dilations, groups
         )
         return out
@@ -123,7 +123,12 @@ def masked_conv2d_reference(
         kernel[list(taps)] = True
         live = live & kernel.view(weight.shape[2:])
     masked = torch.where(live, weight * mask.to(weight.dtype), 0)
-    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)
+    steps = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
+    left, right, top, bottom = arguments.sides(padding, weight.shape[2:], *steps)
+    if left == right >= 0 and top == bottom >= 0:
+        return F.conv2d(x, masked, bias, stride, (top, left), dilation, groups)
+    padded = F.pad(x, (left, right, top, bottom))
+    return F.conv2d(padded, masked, bias, stride, 0, dilation, groups)
 
 
 def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
@@ -152,133 +157,13 @@ def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
 def _known_taps(
     taps: Sequence[int] | None, mask: torch.Tensor, weight: torch.Tensor
 ) -> list[int] | None:
-    if taps is None:
-        if torch.compiler.is_compiling() or mask.is_meta:
-            return None  # the values of a mask are unknown then; the operator looks for itself
-        shape = (*mask.shape[:-2], *weight.shape[2:])
-        return list(live_taps(mask.expand(shape)))
-    positions = weight.shape[2] * weight.shape[3]
-    known = [int(tap) for tap in taps]
-    ascending = all(a < b for a, b in pairwise(known))
-    if not ascending or (known and not 0 <= known[0] <= known[-1] < positions):
-        raise InputError(
-            f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), got taps={known}"
-        )
-    return known
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
-    if not all(isinstance(number, int) for number in pair):  # NumPy's integers, say
-        pair = tuple(number.__index__() for number in pair if hasattr(number, "__index__"))
-    if len(pair) != 2 or min(pair) < least:
-        raise InputError(
-            f"masked_conv2d: expected an integer or a pair of integers >= {least}, "
-            f"got {name}={value}"
-        )
-    return pair
-
-
-def _check_tensors(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mask: torch.Tensor,
-    bias: torch.Tensor | None,
-    groups: int,
-) -> None:
-    if x.dim() not in (3, 4) or x.dtype not in _FLOATING:
-        raise InputError(
-            "masked_conv2d: expected floating point x of shape [N, C_in, H, W] or [C_in, H, W], "
-            f"got x.shape={tuple(x.shape)}, x.dtype={x.dtype}"
-        )
-    if weight.dim() != 4 or weight.numel() == 0:
-        raise InputError(
-            "masked_conv2d: expected weight of shape [C_out, C_in/groups, kH, kW], "
-            f"got weight.shape={tuple(weight.shape)}"
-        )
-    if groups < 1 or weight.shape[0] % groups or x.shape[-3] != weight.shape[1] * groups:
-        raise InputError(
-            "masked_conv2d: expected C_out divisible by groups and C_in = groups*weight.shape[1], "
-            f"got groups={groups}, x.shape={tuple(x.shape)}, weight.shape={tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"masked_conv2d: expected bias of shape [C_out={weight.shape[0]}], "
-            f"got bias.shape={tuple(bias.shape)}"
-        )
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (
-            (tensor.dtype != x.dtype and not autocast) or tensor.device != x.device
-        ):
-            raise InputError(
-                f"masked_conv2d: expected {name} of the dtype and device of x ({x.dtype} on "
-                f"{x.device}), got {tensor.dtype} on {tensor.device}"
-            )
-    if not (mask.dtype == torch.bool or mask.is_floating_point()) or mask.device != x.device:
-        raise InputError(
-            "masked_conv2d: expected a bool or floating point mask on the device of x "
-            f"({x.device}), got mask.dtype={mask.dtype}, mask.device={mask.device}"
-        )
-    sizes = zip(reversed(mask.shape), reversed(weight.shape), strict=False)
-    if not 2 <= mask.dim() <= 4 or any(m not in (1, w) for m, w in sizes):
-        raise InputError(
-            "masked_conv2d: expected a mask [..., kH, kW] that broadcasts to the weight "
-            f"{tuple(weight.shape)}, got mask.shape={tuple(mask.shape)}"
-        )
-    if mask.requires_grad:
-        raise InputError(
-            "masked_conv2d: expected a mask without gradient, got mask.requires_grad=True; "
-            "use F.conv2d(x, weight * mask) to learn a mask"
-        )
-
-
-def _resolve_padding(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    stride: tuple[int, int],
-    padding: int | Sequence[int] | str,
-    dilation: tuple[int, int],
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    if not isinstance(padding, str):
-        return x, _pair("padding", padding, 0)
-    if padding == "valid":
-        return x, (0, 0)
-    if padding != "same" or stride != (1, 1):
-        raise InputError(
-            'masked_conv2d: expected an integer, a pair, "valid" or, with stride 1, "same", '
-            f"got padding={padding!r}, stride={stride}"
-        )
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if total[0] % 2 or total[1] % 2:  # the odd row or column goes below and to the right
-        x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
-    return x, (total[0] // 2, total[1] // 2)
-
-
-def _check_fit(
-    x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int], dilation: tuple[int, int]
-) -> None:
-    if any(size < 1 for size in _output_size(x.shape, weight.shape, (1, 1), padding, dilation)):
-        raise InputError(
-            "masked_conv2d: expected a kernel that fits into the padded input, got "
-            f"x.shape={tuple(x.shape)}, weight.shape={tuple(weight.shape)}, padding={padding}, "
-            f"dilation={dilation}"
-        )
-
-
-def _output_size(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    return [
-        (x[2 + a] + 2 * padding[a] - dilation[a] * (weight[2 + a] - 1) - 1) // stride[a] + 1
-        for a in (0, 1)
-    ]
+    if taps is not None:
+        return arguments.check_taps(taps, weight)
+    if torch.compiler.is_compiling() or mask.is_meta:
+        return None  # the values of a mask are unknown then; the operator looks for itself
+    shape = (*mask.shape[:-2], *weight.shape[2:])
+    return list(live_taps(mask.expand(shape)))
 
 
 if loaded():
-    from genfast.ops import _masked_conv2d_autograd as _masked_conv2d_autograd
+    from genfast.ops import _masked_conv2d_fakes as _masked_conv2d_fakes
