@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from genfast.ops._masked_conv2d_arguments import output_size
+from genfast.ops._masked_conv2d_epilogue import result_channels
 
 
 @torch.library.register_fake("genfast::masked_conv2d")
@@ -51,3 +52,53 @@ def _grad_weight_fake(
     groups: int,
 ) -> torch.Tensor:
     return grad.new_empty((grad.shape[1], x.shape[1] // groups, *kernel_size))
+
+
+@torch.library.register_fake("genfast::masked_conv2d_activation")
+def _activation_fake(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    bias: torch.Tensor | None,
+    addend: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str,
+    taps: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], result_channels(weight.shape[0], activation), *size))
+
+
+@torch.library.register_fake("genfast::_masked_conv2d_activation")
+def _activation_keeping_fake(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    bias: torch.Tensor | None,
+    addend: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    activation: str,
+    taps: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    keep_pre: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    channels = weight.shape[0]
+    out = x.new_empty((x.shape[0], result_channels(channels, activation), *size))
+    return out, x.new_empty((x.shape[0], channels, *size) if keep_pre else (0,))
+
+
+@torch.library.register_fake("genfast::_masked_conv2d_activation_backward")
+def _activation_backward_fake(
+    grad: torch.Tensor, kept: torch.Tensor, activation: str, of_output: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    half = kept.dtype in (torch.float16, torch.bfloat16)
+    sums = kept.new_empty(kept.shape[:2], dtype=torch.float32 if half else kept.dtype)
+    return kept.new_empty(kept.shape), sums

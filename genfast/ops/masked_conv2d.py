@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
 from genfast.ops import _masked_conv2d_arguments as arguments
+from genfast.ops import _masked_conv2d_epilogue as epilogue
 
 # The taps travel to a CUDA kernel by value, so their number is bounded (kernels/masked_conv2d.h).
 _MOST_CUDA_TAPS = 512
@@ -23,6 +24,9 @@ def masked_conv2d(
     mask: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    addend: torch.Tensor | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -35,12 +39,15 @@ def masked_conv2d(
     for some pair of channels.
 
     1. masked = weight * mask
-    2. out[n, co, h, w] = bias[co] + sum over live taps (kh, kw) and ci of masked[co, ci, kh, kw]
+    2. conv[n, co, h, w] = bias[co] + sum over live taps (kh, kw) and ci of masked[co, ci, kh, kw]
        * x[n, ci, h*stride + kh*dilation - top, w*stride + kw*dilation - left], zero outside x
+    3. out = activation(conv + addend) + residual
 
-    Equivalent to `F.conv2d(F.pad(x, padding), weight * mask, bias, stride, 0, dilation, groups)`,
+    Step 2 is `F.conv2d(F.pad(x, padding), weight * mask, bias, stride, 0, dilation, groups)`,
     except that what only dead taps reach is never read, that a weight under a zero of the mask is
-    never used (NaN there stays there), and that no padded copy is made.
+    never used (NaN there stays there), and that no padded copy is made. For the backward pass step
+    3 keeps its result (ReLU and ELU without a residual), conv + addend, or without an activation
+    nothing.
 
     Args:
         x: [N, C_in, H, W] or [C_in, H, W]; float16, bfloat16, float32 or float64, any strides
@@ -48,6 +55,11 @@ def masked_conv2d(
         weight: [C_out, C_in/groups, kH, kW], dtype and device of `x`.
         mask: bool or floating point, broadcastable to the weight. It gets no gradient.
         bias: [C_out] or None.
+        addend: None, of the convolution's shape, or [N, C_out] (the same at every pixel).
+        activation: None, "relu", "elu", "concat_elu" (ELU of conv + addend, then ELU of its
+            negative in C_out channels more) or "gate" (tanh of the first half of the channels times
+            sigmoid of the second: C_out/2 channels).
+        residual: None or of the result's shape.
         stride: Integer or pair, >= 1.
         padding: Integer or pair (rows, columns), >= 0; (left, right, top, bottom) as for `F.pad`,
             where a negative number crops; "same" (stride 1; what is odd goes right and below) or
@@ -58,9 +70,10 @@ def masked_conv2d(
             taps left out count as dead. Without it a CUDA mask is read back at every call.
 
     Returns:
-        [N, C_out, H_out, W_out] or [C_out, H_out, W_out], contiguous, dtype of `x`. Differentiable
-        in x, weight and bias to any order; the gradient of a masked weight is exactly 0. The same
-        bits for every number of threads. Under autocast the operands are cast as for conv2d.
+        [N, C, H_out, W_out] or [C, H_out, W_out] with C of the activation, contiguous, dtype of
+        `x`. Differentiable in all but the mask to any order; the gradient of a masked weight is
+        exactly 0. The same bits for every number of threads. Under autocast the operands are cast
+        as for conv2d.
 
     Raises:
         InputError: if an argument breaks a rule above, or the mask requires a gradient.
@@ -74,6 +87,9 @@ def masked_conv2d(
             weight,
             mask,
             bias,
+            addend=None if addend is None else addend.unsqueeze(0),
+            activation=activation,
+            residual=None if residual is None else residual.unsqueeze(0),
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -81,14 +97,29 @@ def masked_conv2d(
             taps=taps,
         )
         return batched.squeeze(0)
-    paddings = arguments.sides(padding, weight.shape[2:], strides, dilations)
+    kernel = weight.shape[2:]
+    paddings = arguments.sides(padding, kernel, strides, dilations)
     arguments.check_fit(x, weight, paddings, dilations)
     known = _known_taps(taps, mask, weight)
+    geometry = known, strides, paddings, dilations, groups
+    plain = addend is None and activation is None and residual is None
+    if not plain:
+        size = arguments.output_size(x.shape[2:], kernel, strides, paddings, dilations)
+        epilogue.check_epilogue(
+            x, (x.shape[0], weight.shape[0], *size), addend, activation, residual
+        )
+        if addend is not None and addend.dim() == 2:
+            addend = addend.unsqueeze(2).unsqueeze(3)
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
-        out: torch.Tensor = torch.ops.genfast.masked_conv2d.default(
-            x, weight, mask, bias, known, strides, paddings, dilations, groups
+        ops = torch.ops.genfast
+        out: torch.Tensor = (
+            ops.masked_conv2d.default(x, weight, mask, bias, *geometry)
+            if plain
+            else ops.masked_conv2d_activation.default(
+                x, weight, mask, bias, addend, residual, activation or "none", *geometry
+            )
         )
         return out
     return masked_conv2d_reference(
@@ -96,6 +127,9 @@ def masked_conv2d(
         weight,
         mask,
         bias,
+        addend=addend,
+        activation=activation,
+        residual=residual,
         stride=strides,
         padding=paddings,
         dilation=dilations,
@@ -110,6 +144,9 @@ def masked_conv2d_reference(
     mask: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    addend: torch.Tensor | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -126,9 +163,17 @@ def masked_conv2d_reference(
     steps = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
     left, right, top, bottom = arguments.sides(padding, weight.shape[2:], *steps)
     if left == right >= 0 and top == bottom >= 0:
-        return F.conv2d(x, masked, bias, stride, (top, left), dilation, groups)
-    padded = F.pad(x, (left, right, top, bottom))
-    return F.conv2d(padded, masked, bias, stride, 0, dilation, groups)
+        out = F.conv2d(x, masked, bias, stride, (top, left), dilation, groups)
+    else:
+        padded = F.pad(x, (left, right, top, bottom))
+        out = F.conv2d(padded, masked, bias, stride, 0, dilation, groups)
+    if addend is not None and addend.dim() == out.dim() - 2:
+        addend = addend.unsqueeze(-1).unsqueeze(-1)
+    if x.dim() == 3:
+        return epilogue.apply_epilogue(
+            out.unsqueeze(0), addend, activation, residual, reference=True
+        ).squeeze(0)
+    return epilogue.apply_epilogue(out, addend, activation, residual, reference=True)
 
 
 def live_taps(mask: torch.Tensor) -> tuple[int, ...]:

@@ -113,14 +113,14 @@ class KernelAxis:
     """The arithmetic of a convolution along one axis."""
 
     stride: int
-    before: int  # padding before the first position; negative: positions cut off
+    padding: int  # before the first position; negative: positions cut off
     dilation: int
     kernel: int
     transposed: bool
 
     def tap(self, k: int) -> tuple[int, int]:
         """Phase and offset of kernel position k: see `values.Conv`."""
-        place = k * self.dilation - self.before
+        place = k * self.dilation - self.padding
         if not self.transposed:
             return 0, place
         # Output i sees input (i - place) / stride where that is whole.
