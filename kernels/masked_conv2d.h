@@ -21,7 +21,9 @@ namespace genfast {
 struct Conv2dShape {
   int64_t N, C_in, C_out, groups;
   int64_t H, W, H_out, W_out, kH, kW;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t stride_h, stride_w;
+  int64_t padding_h, padding_w;  // above and to the left; negative: cropped there
+  int64_t dilation_h, dilation_w;
 };
 
 // A mask of the weight's shape with strides of its own (0 where it was broadcast). One pointer is
