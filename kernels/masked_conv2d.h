@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/conv_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
 
@@ -87,6 +88,9 @@ struct Correlation {
   scalar_t* out;           // [N, groups * M, H_out, W_out]
   int64_t N, groups, K, M;
   int64_t H_in, W_in, H_out, W_out;
+  // What follows the sums while they are in cache, and where its results go; or null. On grids with
+  // step 1 only. `out` is not written then.
+  const ConvEpilogue<scalar_t>* epilogue = nullptr;
 };
 
 // weight * mask of the given taps, in panels of produced channels as wide as a register tile is

@@ -2,6 +2,7 @@
 // patches. Lanes are pixels, so that a register tile is stored as the image has it.
 #include "kernels/masked_conv2d.h"
 
+#include "kernels/cpu/denormals.h"
 #include "kernels/cpu/patches.h"
 
 namespace genfast::cpu {
@@ -89,12 +90,14 @@ void scatter(const scalar_t* sums, const PixelTile<scalar_t>& tile, const Grid& 
 
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params) {
-  return (kPatchRows + params.M) * kTilePixels<scalar_t>;
+  const int64_t channels = params.epilogue == nullptr ? params.M : params.groups * params.M;
+  return (kPatchRows + channels) * kTilePixels<scalar_t>;
 }
 
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   constexpr int64_t width = kTilePixels<scalar_t>;
   static_assert(width == kChannelTile<level, scalar_t>);
   const int64_t pixels = grid.rows * grid.cols;
@@ -116,9 +119,9 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
     PixelTile<scalar_t> tile;
     tile.cut(grid, first, smaller(width, pixels - first));
     const bool wide = tile.pixels > kLanes<scalar_t>;
-    // Sums grow in the image itself where it has room for whole vectors.
-    const bool in_image =
-        grid.step_h == 1 && grid.step_w == 1 && tile.pixels % kLanes<scalar_t> == 0;
+    // Sums grow in the image itself where it has room for whole vectors and nothing follows them.
+    const bool in_image = params.epilogue == nullptr && grid.step_h == 1 && grid.step_w == 1 &&
+                          tile.pixels % kLanes<scalar_t> == 0;
     const PatchRows met = rows_inside<scalar_t>(grid, tile, params.K);
     for (int64_t group = 0; group < params.groups; ++group) {
       const int64_t image = n * params.groups + group;
@@ -127,7 +130,8 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
       const scalar_t* weights = params.packed + group * params.M * rows;
       const scalar_t* bias = params.bias == nullptr ? nullptr : params.bias + group * params.M;
       scalar_t* const out = params.out + image * params.M * out_plane;
-      scalar_t* const sums = in_image ? out + first : beside;
+      const int64_t before = params.epilogue == nullptr ? 0 : group * params.M * width;
+      scalar_t* const sums = in_image ? out + first : beside + before;
       const int64_t step = in_image ? out_plane : width;
       int64_t row = met.begin;
       do {  // once where no tap is met: the output is the bias
@@ -145,7 +149,15 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
         }
         row = row_end;
       } while (row < met.end);
-      if (!in_image) scatter(sums, tile, grid, params.M, params.W_out, out_plane, out);
+      if (!in_image && params.epilogue == nullptr) {
+        scatter(sums, tile, grid, params.M, params.W_out, out_plane, out);
+      }
+    }
+    if (params.epilogue != nullptr) {
+      const int64_t units = epilogue_units(params.epilogue->activation, params.groups * params.M);
+      apply_epilogue<level>(
+          *params.epilogue,
+          EpilogueBlock<scalar_t>{beside, width, units * width, n, 0, units, first, tile.pixels});
     }
   }
 }
