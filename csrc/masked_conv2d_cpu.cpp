@@ -119,11 +119,11 @@ c10::DataPtr allocate(int64_t bytes) {
 
 template <cpu::SimdLevel level, typename scalar_t>
 void correlate(const cpu::Correlation<scalar_t>& params, const cpu::Grid& grid) {
-  constexpr int64_t width = cpu::kChannelTile<level, scalar_t>;
-  const int64_t tiles = params.N * cpu::tiles(grid.rows * grid.cols, width);
-  const int64_t work = width * params.groups * params.M * (params.K * grid.tap_count + 1);
+  constexpr int64_t unit = cpu::kUnitPixels<level, scalar_t>;
+  const int64_t units = params.N * cpu::tiles(grid.rows * grid.cols, unit);
+  const int64_t work = unit * params.groups * params.M * (params.K * grid.tap_count + 1);
   const int64_t scratch_size = cpu::correlate_scratch<level>(params);
-  at::parallel_for(0, tiles, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, units, grain(kGrain, work), [&](int64_t begin, int64_t end) {
     const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
     cpu::correlate<level>(params, grid, static_cast<scalar_t*>(scratch.get()), begin, end);
   });
@@ -288,12 +288,18 @@ void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
     const Tensor packed =
         packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
     std::optional<ConvEpilogue<scalar_t>> after;
-    if (epilogue != nullptr) after = epilogue->params<scalar_t>();
+    scalar_t* sums = nullptr;
+    if (epilogue == nullptr) {
+      sums = out->mutable_data_ptr<scalar_t>();
+    } else {
+      after = epilogue->params<scalar_t>();
+      const bool same = result_channels(after->activation, after->C) == after->C;
+      sums = after->kept != nullptr ? after->kept : same ? after->out : nullptr;
+    }
     correlate<level()>(
         cpu::Correlation<scalar_t>{
             x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
-            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr,
-            out == nullptr ? nullptr : out->mutable_data_ptr<scalar_t>(), s.N, s.groups,
+            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
             s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
             after.has_value() ? &*after : nullptr},
         grid);
