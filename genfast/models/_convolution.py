@@ -21,7 +21,7 @@ def convolve(
     """Apply the weights of a convolution, with other padding and what follows it in one op.
 
     Args:
-        conv: of stride 1, dilation 1 and one group.
+        conv: of dilation 1 and one group.
         x: [N, C_in, H, W].
         padding: (left, right, top, bottom) as for `F.pad`; negative numbers crop.
         addend: see `genfast.ops.masked_conv2d`, as for `activation` and `residual`.
@@ -37,6 +37,7 @@ def convolve(
         addend=addend,
         activation=activation,
         residual=residual,
+        stride=conv.stride,
         padding=padding,
         taps=range(weight.shape[2] * weight.shape[3]),
     )
