@@ -109,11 +109,12 @@ void backward_rows(const ConvEpilogueBackward<scalar_t>& params, int64_t begin, 
       } else if constexpr (activation == Activation::kGate) {
         const Vector<scalar_t> b = load(kept + second + k, part);
         const auto point = gate_point<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b));
-        const Vector<scalar_t> of_b = of_out * point.slope_b;
+        const auto of_b = without_traces<scalar_t>(of_out * point.slope_b);
         of_a = of_out * point.slope_a;
         store(to + second + k, of_b, part);
         sum_of_partner.add(of_b, part);
       }
+      if constexpr (activation != Activation::kRelu) of_a = without_traces<scalar_t>(of_a);
       store(to + k, of_a, part);
       sum.add(of_a, part);
     });
