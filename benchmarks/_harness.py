@@ -69,8 +69,15 @@ def time_case(
         "genfast": lambda: forward_backward(genfast, case.inputs),
     }
     device = case.inputs[0].device
-    benchmark.extra_info |= {"bytes_moved": case.bytes_moved, "flops": case.flops}
-    time_steps(benchmark, implementation, makers, check=check, device=device)
+    time_steps(
+        benchmark,
+        implementation,
+        makers,
+        check=check,
+        device=device,
+        bytes_moved=case.bytes_moved,
+        flops=case.flops,
+    )
 
 
 def time_steps(
@@ -80,16 +87,19 @@ def time_steps(
     *,
     check: Callable[[], None],
     device: torch.device,
+    bytes_moved: int = 0,
+    flops: int = 0,
 ) -> None:
     """Checks, then times one implementation of anything that is a step without arguments.
 
     Args:
-        benchmark: The fixture of pytest-benchmark; its `extra_info` may name `bytes_moved` and
-            `flops` before.
+        benchmark: The fixture of pytest-benchmark.
         implementation: One of IMPLEMENTATIONS.
         makers: For each of them what makes its step; only the one that is timed is called.
         check: Raises AssertionError when they do not do the same.
         device: Where the steps run.
+        bytes_moved: As in `Case`; 0 where nobody counts them.
+        flops: Likewise.
     """
     check()
     torch.compiler.reset()  # else this is a new shape of the case before, compiled for any shape
@@ -100,6 +110,8 @@ def time_steps(
         step()
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["torch"] = torch.__version__
+    benchmark.extra_info["bytes_moved"] = bytes_moved
+    benchmark.extra_info["flops"] = flops
     benchmark.extra_info["peak_bytes"] = step_bytes(step, device)
     benchmark(step)
 

@@ -26,11 +26,14 @@ class VAE(models.VAE):
 
     def loss(self, x: Tensor, part: str) -> Tensor:
         levels = self.config.levels
-        mu, logvar = self.encoder((x + 0.5) / levels).chunk(2, dim=1)
-        z = mu + torch.exp(0.5 * logvar) * self.normal(*mu.shape)
+        dtype = self.log_std.dtype
+        mu, logvar = self.encoder((x.to(dtype) + 0.5) / levels).chunk(2, dim=1)
+        z = mu + torch.exp(0.5 * logvar) * self.normal(*mu.shape).to(dtype)
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum()
         mean = self.decoder(z).sigmoid()
-        deviation = ((x + self.uniform(*x.shape)) / levels - mean) * torch.exp(-self.log_std)
+        deviation = ((x + self.uniform(*x.shape).to(dtype)) / levels - mean) * torch.exp(
+            -self.log_std
+        )
         constant = x[0].numel() * (0.5 * math.log(2 * math.pi) + math.log(levels))
         spread = 0.5 * deviation.square().sum() + x.numel() * self.log_std
         return (spread + kl) / len(x) + constant
@@ -43,11 +46,12 @@ class GAN(models.GAN):
     """The non-saturating loss by the cross entropy of logits; fresh noise for each player."""
 
     def loss(self, x: Tensor, part: str) -> Tensor:
-        z = self.normal(len(x), self.config.latent_dim)
+        dtype = next(self.parameters()).dtype
+        z = self.normal(len(x), self.config.latent_dim).to(dtype)
         if part == "generator":
             logits = self.discriminator(self.generator(z))
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))
-        real = x.to(torch.float32) * (2 / (self.config.levels - 1)) - 1
+        real = x.to(dtype) * (2 / (self.config.levels - 1)) - 1
         with torch.no_grad():
             fake = self.generator(z)
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)

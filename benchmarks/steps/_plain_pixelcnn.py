@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from genfast.models import GatedPixelCNNConfig, PixelCNNConfig
 
 
-def scaled(x: Tensor, levels: int) -> Tensor:
+def scaled(x: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
     """Levels as numbers in -1 .. 1, channels last: oneDNN then reorders least."""
-    numbers = x.to(torch.float32) * (2 / (levels - 1)) - 1
+    numbers = x.to(dtype) * (2 / (levels - 1)) - 1
     return numbers.contiguous(memory_format=torch.channels_last)
 
 
@@ -86,7 +86,8 @@ class PixelCNN(nn.Module):
         )
 
     def loss(self, x: Tensor, part: str) -> Tensor:
-        return nats(self.head(self.blocks(self.stem(scaled(x, self.levels)))), x)
+        image = scaled(x, self.levels, self.stem.weight.dtype)
+        return nats(self.head(self.blocks(self.stem(image))), x)
 
 
 class GatedLayer(nn.Module):
@@ -134,7 +135,7 @@ class GatedPixelCNN(nn.Module):
         )
 
     def loss(self, x: Tensor, part: str) -> Tensor:
-        vertical = horizontal = scaled(x, self.levels)
+        vertical = horizontal = scaled(x, self.levels, self.head[1].weight.dtype)
         for layer in self.layers:
             vertical, horizontal = layer(vertical, horizontal)
         return nats(self.head(horizontal), x)

@@ -48,7 +48,7 @@ class WaveNet(nn.Module):
 
     def loss(self, x: Tensor, part: str) -> Tensor:
         symbols = torch.arange(self.levels, device=x.device)[:, None]
-        stream = self.stem(F.pad((x == symbols).to(torch.float32), (1, -1)))
+        stream = self.stem(F.pad((x == symbols).to(self.stem.weight.dtype), (1, -1)))
         skips: Tensor | None = None
         for layer in self.layers:
             stream, skip = layer(stream)

@@ -7,10 +7,12 @@ models are compared; models that draw noise are given the same.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from benchmarks._harness import IMPLEMENTATIONS, time_steps
 from benchmarks.steps import _plain_losses, _plain_pixelcnn, _plain_wavenet
@@ -65,30 +67,33 @@ class Step:
 
     Args:
         model: genfast's, which knows its parts.
-        named: the parameters to train; they have the names of the model's.
-        losses: for each part the scalar to minimise.
+        own: genfast's model or the plain one; the names of the parameters are the same.
+        loss: what gives the scalar to minimise for a part.
         x: the batch.
     """
 
     def __init__(
-        self, model: models.GenerativeModel, named: nn.Module, losses: dict[str, Loss], x: Tensor
+        self, model: models.GenerativeModel, own: nn.Module, loss: Loss, x: Tensor
     ) -> None:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        own = dict(named.named_parameters())
+        parameters = dict(own.named_parameters())
+        self.everything = list(parameters.values())
         self.parts = {
-            part: [own[names[id(each)]] for each in model.parameters_of(part)] for part in losses
+            part: [parameters[names[id(each)]] for each in model.parameters_of(part)]
+            for part in model.parts(0)
         }
         self.optimizers = {
-            part: torch.optim.Adam(parameters, fused=True)
-            for part, parameters in self.parts.items()
+            part: torch.optim.Adam(trained, fused=True) for part, trained in self.parts.items()
         }
-        self.losses, self.x, self.everything = losses, x, list(own.values())
+        self.loss, self.x = loss, x
 
     def gradients(self, part: str) -> tuple[Tensor, ...]:
-        """The loss of a part, backward done."""
+        """The loss of a part and all of its gradients."""
         self.optimizers[part].zero_grad()
-        self._train(part)
-        loss = self.losses[part](self.x, part)
+        trained = set(map(id, self.parts[part]))
+        for parameter in self.everything:  # none for the other part, as a careful user has it
+            parameter.requires_grad_(id(parameter) in trained)
+        loss = self.loss(self.x, part)
         loss.backward()
         return (loss.detach(), *(each.grad for each in self.parts[part]))
 
@@ -97,49 +102,55 @@ class Step:
             self.gradients(part)
             optimizer.step()
 
-    def _train(self, part: str) -> None:
-        """No gradients for the other part's parameters, as a careful user has it."""
-        wanted = set(map(id, self.parts[part]))
-        for parameter in self.everything:
-            parameter.requires_grad_(id(parameter) in wanted)
+
+def two_models(
+    config: Any, plain_class: type[nn.Module]
+) -> tuple[models.GenerativeModel, nn.Module]:
+    """genfast's model and the plain one, with the same numbers in parameters of their own."""
+    model = getattr(models, type(config).__name__.removesuffix("Config"))(config)
+    plain = plain_class(config)
+    weights = model.state_dict()
+    assert dict(plain.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
+    return model, plain.to(memory_format=torch.channels_last)
+
+
+def check_agreement(ours: Step, plain: Step, plain_model: nn.Module, tolerance: float) -> None:
+    """Raise AssertionError unless losses and gradients are the same, given the same noise."""
+    draws = {"normal": philox_normal, "uniform": philox_uniform}
+    replaced = [name for name in draws if hasattr(plain_model, name)]
+    for name in replaced:
+        setattr(plain_model, name, lambda *shape, draw=draws[name]: draw(shape).to(ours.x.device))
+    for part in ours.parts:
+        results = []
+        for step in (ours, plain):
+            torch.manual_seed(1)
+            results.append(step.gradients(part))
+        for a, b in zip(*results, strict=True):
+            assert_close(
+                (a - b).norm() / b.norm(), torch.zeros_like(a.norm()), rtol=0, atol=tolerance
+            )
+    for name in replaced:
+        delattr(plain_model, name)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", MODELS)
 def bench_training_step(benchmark, name: str, implementation: str) -> None:
     batch, config, plain_class = MODELS[name]
-    model = getattr(models, type(config).__name__.removesuffix("Config"))(config)
-    plain = plain_class(config)
-    weights = model.state_dict()
-    plain.load_state_dict({key: weights[key] for key in plain.state_dict()})
-    assert dict(plain.named_parameters()).keys() == dict(model.named_parameters()).keys()
-    plain.to(memory_format=torch.channels_last)
+    model, plain = two_models(config, plain_class)
     x = torch.randint(0, config.levels, (batch, *model.event_shape), dtype=torch.uint8)
-
-    parts = model.parts(0)
-    ours = Step(model, model, dict.fromkeys(parts, lambda x, part: model.loss(x, part)["loss"]), x)
-    eager = Step(model, plain, dict.fromkeys(parts, plain.loss), x)
+    ours = Step(model, model, lambda x, part: model.loss(x, part)["loss"], x)
+    eager = Step(model, plain, plain.loss, x)
 
     def check() -> None:
-        own = {key: getattr(plain, key) for key in ("normal", "uniform") if hasattr(plain, key)}
-        for key in own:
-            draw = {"normal": philox_normal, "uniform": philox_uniform}[key]
-            setattr(plain, key, lambda *shape, draw=draw: draw(shape))
-        for part in parts:
-            results = []
-            for step in (ours, eager):
-                torch.manual_seed(1)
-                results.append(step.gradients(part))
-            for a, b in zip(*results, strict=True):
-                # Sums in other orders put some numbers on the other side of a ReLU's edge.
-                assert (a - b).norm() <= 1e-2 * b.norm()
-        for key in own:
-            delattr(plain, key)
+        # Sums in another order put some numbers on the other side of a ReLU's edge.
+        check_agreement(ours, eager, plain, tolerance=1e-2)
 
-    def compiled() -> Step:
-        compiled_losses = {part: torch.compile(plain.loss) for part in parts}
-        return Step(model, plain, compiled_losses, x)
-
+    makers = {
+        "eager": lambda: eager,
+        "compiled": lambda: Step(model, plain, torch.compile(plain.loss), x),
+        "genfast": lambda: ours,
+    }
     benchmark.group = f"training_step {name} {tuple(x.shape)}"
-    steps = {"eager": lambda: eager, "compiled": compiled, "genfast": lambda: ours}
-    time_steps(benchmark, implementation, steps, check=check, device=x.device)
+    time_steps(benchmark, implementation, makers, check=check, device=x.device)

@@ -43,7 +43,9 @@ def channels_last(*layers: nn.Module) -> nn.Sequential:
     on tensor cores: nothing is reordered between them. Activations after them may work in place,
     for a convolution, and a batch normalisation, needs its output no more.
     """
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    row = nn.Sequential(*layers)
+    row.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # its types lack this
+    return row
 
 
 def dense_encoder(shape: tuple[int, int, int], hidden: Sequence[int], features: int) -> nn.Module:
