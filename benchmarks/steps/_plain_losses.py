@@ -28,12 +28,12 @@ class VAE(models.VAE):
         levels = self.config.levels
         dtype = self.log_std.dtype
         mu, logvar = self.encoder((x.to(dtype) + 0.5) / levels).chunk(2, dim=1)
-        z = mu + torch.exp(0.5 * logvar) * self.normal(*mu.shape).to(dtype)
+        z = mu + torch.exp(0.5 * logvar) * self.normal(*mu.shape, device=x.device).to(dtype)
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum()
         mean = self.decoder(z).sigmoid()
-        deviation = ((x + self.uniform(*x.shape).to(dtype)) / levels - mean) * torch.exp(
-            -self.log_std
-        )
+        deviation = (
+            (x + self.uniform(*x.shape, device=x.device).to(dtype)) / levels - mean
+        ) * torch.exp(-self.log_std)
         constant = x[0].numel() * (0.5 * math.log(2 * math.pi) + math.log(levels))
         spread = 0.5 * deviation.square().sum() + x.numel() * self.log_std
         return (spread + kl) / len(x) + constant
@@ -47,7 +47,7 @@ class GAN(models.GAN):
 
     def loss(self, x: Tensor, part: str) -> Tensor:
         dtype = next(self.parameters()).dtype
-        z = self.normal(len(x), self.config.latent_dim).to(dtype)
+        z = self.normal(len(x), self.config.latent_dim, device=x.device).to(dtype)
         if part == "generator":
             logits = self.discriminator(self.generator(z))
             return F.binary_cross_entropy_with_logits(logits, torch.ones_like(logits))

@@ -120,7 +120,8 @@ def check_agreement(ours: Step, plain: Step, plain_model: nn.Module, tolerance: 
     draws = {"normal": philox_normal, "uniform": philox_uniform}
     replaced = [name for name in draws if hasattr(plain_model, name)]
     for name in replaced:
-        setattr(plain_model, name, lambda *shape, draw=draws[name]: draw(shape).to(ours.x.device))
+        draw = draws[name]
+        setattr(plain_model, name, lambda *shape, device, draw=draw: draw(shape, device=device))
     for part in ours.parts:
         results = []
         for step in (ours, plain):
