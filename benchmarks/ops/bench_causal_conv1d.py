@@ -15,9 +15,9 @@ On one core of a Xeon with AVX-512 the register tiles reach 177 GFLOP/s, so that
 take 18.5 ms; eager takes 43 to 48 ms. Twice its speed would leave 4 ms for 1 million gates each way
 (1.7 ms) and 74 MB at the speed of a copy (5 ms): the products bound the ratio, not their form.
 
-A profile of this case: products 20 of 29 ms, as fast as a matrix product of MKL on that core; copies
-of rows into tiles 3.5, gates 2, page faults, transposes, sums and padding the rest. Asking for the
-next tile's rows ahead of time (prefetch, spread over the products) made it slower by 2%.
+A profile of this case: products 20 of 29 ms, as fast as a matrix product of MKL there, copies
+of rows into tiles 3.5, gates 2; the rest is page faults, transposed tiles, and sums. Asking for the
+next tile's rows ahead of time (prefetches spread over the products) made it slower by 2%.
 """
 
 import pytest

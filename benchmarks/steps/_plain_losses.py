@@ -30,12 +30,10 @@ class VAE(models.VAE):
         mu, logvar = self.encoder((x.to(dtype) + 0.5) / levels).chunk(2, dim=1)
         z = mu + torch.exp(0.5 * logvar) * self.normal(*mu.shape, device=x.device).to(dtype)
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum()
-        mean = self.decoder(z).sigmoid()
-        deviation = (
-            (x + self.uniform(*x.shape, device=x.device).to(dtype)) / levels - mean
-        ) * torch.exp(-self.log_std)
-        constant = x[0].numel() * (0.5 * math.log(2 * math.pi) + math.log(levels))
+        y = (x + self.uniform(*x.shape, device=x.device).to(dtype)) / levels
+        deviation = (y - self.decoder(z).sigmoid()) * torch.exp(-self.log_std)
         spread = 0.5 * deviation.square().sum() + x.numel() * self.log_std
+        constant = x[0].numel() * (0.5 * math.log(2 * math.pi) + math.log(levels))
         return (spread + kl) / len(x) + constant
 
     normal = staticmethod(torch.randn)
@@ -54,9 +52,9 @@ class GAN(models.GAN):
         real = x.to(dtype) * (2 / (self.config.levels - 1)) - 1
         with torch.no_grad():
             fake = self.generator(z)
-        real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)
-        return F.binary_cross_entropy_with_logits(
-            real_logits, torch.ones_like(real_logits)
-        ) + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+        of_real, of_fake = self.discriminator(real), self.discriminator(fake)
+        cross_entropy = F.binary_cross_entropy_with_logits
+        loss = cross_entropy(of_real, torch.ones_like(of_real))
+        return loss + cross_entropy(of_fake, torch.zeros_like(of_fake))
 
     normal = staticmethod(torch.randn)
