@@ -37,7 +37,7 @@ format: build ## rewrite sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter-out CMakeLists.txt setup.py,$(NATIVE))
 
-bench: build ## time every op beside eager and compiled PyTorch; RESULTS=FILE.json keeps and plots it
+bench: build ## time ops and training steps beside eager and compiled PyTorch; RESULTS=FILE.json keeps and plots it
 	$(BIN)/python -m pytest benchmarks -q -W default --benchmark-columns=median,iqr,rounds --benchmark-group-by=group \
 	  $(if $(RESULTS),--results $(RESULTS))
 

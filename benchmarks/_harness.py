@@ -1,10 +1,11 @@
 """Timing one op, side by side: plain PyTorch, the same compiled, and ours.
 
 Correctness comes first: a case whose result is wrong is not timed. The unit is forward and backward
-together. Ratios between the rows of one group mean something; times of different runs do not.
+together, or a whole training step. Ratios between the rows of one group mean something; times of
+different runs do not.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,19 +63,57 @@ def time_case(
         genfast: The same through our op.
         check: Raises AssertionError when our op is wrong on this case.
     """
+    makers = {
+        "eager": lambda: forward_backward(eager, case.inputs),
+        "compiled": lambda: forward_backward(torch.compile(eager), case.inputs),
+        "genfast": lambda: forward_backward(genfast, case.inputs),
+    }
+    device = case.inputs[0].device
+    time_steps(
+        benchmark,
+        implementation,
+        makers,
+        check=check,
+        device=device,
+        bytes_moved=case.bytes_moved,
+        flops=case.flops,
+    )
+
+
+def time_steps(
+    benchmark: BenchmarkFixture,
+    implementation: str,
+    makers: Mapping[str, Callable[[], Callable[[], object]]],
+    *,
+    check: Callable[[], None],
+    device: torch.device,
+    bytes_moved: int = 0,
+    flops: int = 0,
+) -> None:
+    """Checks, then times one implementation of anything that is a step without arguments.
+
+    Args:
+        benchmark: The fixture of pytest-benchmark.
+        implementation: One of IMPLEMENTATIONS.
+        makers: For each of them what makes its step; only the one that is timed is called.
+        check: Raises AssertionError when they do not do the same.
+        device: Where the steps run.
+        bytes_moved: As in `Case`; 0 where nobody counts them.
+        flops: Likewise.
+    """
     check()
     torch.compiler.reset()  # else this is a new shape of the case before, compiled for any shape
     # The mode behind a default device would cost each of eager's many calls some microseconds.
     torch.set_default_device(None)
-    functions = {"eager": eager, "compiled": torch.compile(eager), "genfast": genfast}
-    step = forward_backward(functions[implementation], case.inputs)
-    for _ in range(3):
-        step()
+    step = makers[implementation]()
+    step()
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["torch"] = torch.__version__
-    benchmark.extra_info["bytes_moved"] = case.bytes_moved
-    benchmark.extra_info["flops"] = case.flops
-    benchmark.extra_info["peak_bytes"] = step_bytes(step, case.inputs[0].device)
+    benchmark.extra_info["bytes_moved"] = bytes_moved
+    benchmark.extra_info["flops"] = flops
+    benchmark.extra_info["peak_bytes"] = step_bytes(step, device)
+    for _ in range(3):  # the last line gave all free memory back: it is fetched again here
+        step()
     benchmark(step)
 
 

@@ -69,8 +69,9 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
     yield f"`{results['command']}`"
     yield ""
     yield (
-        "Forward and backward; medians, with the quantiles 0.2 to 0.8 in brackets. Rates of "
-        "genfast are the least traffic and the arithmetic of a case over its time. They are shares "
+        "Forward and backward, or whole training steps where the name says so; medians, with the "
+        "quantiles 0.2 to 0.8 in brackets. Rates of genfast are the least traffic and the "
+        "arithmetic of a case over its time, where these are counted. They are shares "
         "of what the same run measured in plain PyTorch: copies of large tensors at "
         f"{digits(peaks['copy_gb_per_s'])} GB/s and float32 matrix products at "
         f"{digits(peaks['matmul_gflop_per_s'])} GFLOP/s. Cases that fit a cache exceed the first. "
@@ -92,8 +93,8 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
         *(_milliseconds(seconds[name]) for name in ("eager", "compiled", "genfast")),
         digits(speedup["eager"]),
         digits(speedup["compiled"]),
-        digits(case["gb_per_s"]),
-        f"{case['share_of_copy']:.0%}",
+        digits(case["gb_per_s"]) if case["bytes_moved"] else "",
+        f"{case['share_of_copy']:.0%}" if case["bytes_moved"] else "",
         digits(case["gflop_per_s"]) if case["flops"] else "",
         f"{case['share_of_matmul']:.0%}" if case["flops"] else "",
         " / ".join(_mebibytes(timing["peak_bytes"]) for timing in seconds.values()),
