@@ -5,6 +5,7 @@ together. Ratios between the rows of one group mean something; times of differen
 """
 
 import itertools
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ def needs_float32() -> None:
 
 
 def in_turn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Cases of all ops in turn, so that a run that is cut short has some of each.
+    """Cases of all ops in turn, so that a run that is cut short has some of each, small and large.
 
     Implementations of a case stay together: their ratio should not see the machine change.
     """
@@ -125,7 +126,8 @@ def in_turn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         parameters.pop("implementation", None)
         cases.setdefault(str(item.path), {}).setdefault(repr(parameters), []).append(item)
-    rounds = itertools.zip_longest(*(each.values() for each in cases.values()), fillvalue=[])
+    mixed = [random.Random(0).sample(list(of_op.values()), len(of_op)) for of_op in cases.values()]
+    rounds = itertools.zip_longest(*mixed, fillvalue=[])
     return [item for turn in rounds for case in turn for item in case]
 
 

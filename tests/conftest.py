@@ -1,6 +1,7 @@
 """Shared by every test: which device Triton kernels run on, and a fixed seed."""
 
 import os
+import warnings
 
 import pytest
 import torch
@@ -8,6 +9,12 @@ import torch
 # Read by Triton when it is first imported: without a GPU its kernels run under the interpreter.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Results are compared: float32 on a GPU must not mean TF32, and one input has one result.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch has newer names for these
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.deterministic = True
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """The steps on a CUDA machine, the most valuable first, and what each of them runs.
 
-Limits are for a machine with 16 cores; together they are a quarter of an hour. On the CPU, in the
-dry run, every step takes the same way with less to do.
+Limits are for a machine with 16 cores, above what a step takes there when nothing goes wrong: a
+quarter of an hour together. On the CPU, in the dry run, every step takes the same way with less to
+do.
 """
 
 import os
@@ -18,10 +19,11 @@ from benchmarks.cuda_machine.processes import Command
 ROOT = Path(__file__).resolve().parents[2]
 
 _SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+_HANDS = 3  # processes for each of them: they spend their time on the CPU
 # Every kernel in every layout, without what launches a kernel many times or starts processes.
 _SANITIZED = (
     "(match_reference or matches_reference or strides or empty or nan or triton)"
-    " and not float64 and not torch.float16 and not compiles and not simd"
+    " and not float64 and not torch.float16 and not compiles and not simd and not opcheck"
 )
 # How a test file asks for a GPU: by the fixture or by the mark.
 _ON_DEVICE = re.compile(r"\bdevice\b|\bgpu\b|\bon_gpu\b")
@@ -111,14 +113,19 @@ def _pytest(*words: str) -> tuple[str, ...]:
     return ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", *words)
 
 
+def _deal(files: Sequence[Path], most: int) -> list[list[Path]]:
+    """Files in at most so many hands of about the same size."""
+    hands: list[list[Path]] = [[] for _ in range(min(most, len(files)))]
+    for file in sorted(files, key=lambda file: -file.stat().st_size):
+        min(hands, key=lambda hand: sum(each.stat().st_size for each in hand)).append(file)
+    return hands
+
+
 def _shards(machine: Machine, files: Sequence[Path], *words: str, **environment: str) -> Rounds:
     """Test files dealt to as many processes as there are pairs of cores, long files first."""
     cores = machine.facts["cores"]
-    count = max(1, min(cores // 2, len(files)))
-    hands: list[list[Path]] = [[] for _ in range(count)]
-    for file in sorted(files, key=lambda file: -file.stat().st_size):
-        min(hands, key=lambda hand: sum(each.stat().st_size for each in hand)).append(file)
-    environment |= {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    hands = _deal(files, max(1, cores // 2))
+    environment |= {"OMP_NUM_THREADS": str(max(1, cores // len(hands)))}
     return [
         [
             Command(
@@ -192,28 +199,30 @@ def _sanitize(machine: Machine) -> "Rounds | Absent":
     return [
         [
             Command(
-                tool,
+                f"{tool} {number}",
                 (
                     sanitizer, "--tool", tool, "--error-exitcode", "99", "--print-limit", "20",
                     "--target-processes", "application-only", sys.executable,
-                    *_pytest("tests/ops", "-m", "gpu", "-k", _SANITIZED),
+                    *_pytest("-m", "gpu", "-k", _SANITIZED, *_relative(hand)),
                 ),
                 environment,
+                good_codes=(0, _NO_TESTS),
             )
             for tool in _SANITIZERS
+            for number, hand in enumerate(_deal(_test_files("tests/ops"), _HANDS))
         ]
     ]  # fmt: skip
 
 
 STEPS = (
     Step("build", "builds from source, for the GPU that is there", 180, _build),
-    Step("test-device", "tests of the ops, and all others that want a GPU", 180, _device_tests),
-    Step("bench-float32", "ops in float32", 120, _benchmarks("float32")),
-    Step("bench-bfloat16", "ops in bfloat16", 100, _benchmarks("bfloat16")),
+    Step("test-device", "tests of the ops, and all others that want a GPU", 150, _device_tests),
+    Step("bench-float32", "ops in float32", 180, _benchmarks("float32")),
+    Step("bench-bfloat16", "ops in bfloat16", 130, _benchmarks("bfloat16")),
     Step("train", "a short training run of every family", 60, _train),
-    Step("sanitize", "compute-sanitizer over tests of the ops", 180, _sanitize),
-    Step("sampling", "sampling against forward passes", 90, _sampling),
-    Step("test-rest", "all other tests", 120, _other_tests),
+    Step("sanitize", "compute-sanitizer over tests of the ops", 150, _sanitize),
+    Step("sampling", "sampling against forward passes", 80, _sampling),
+    Step("test-rest", "all other tests", 100, _other_tests),
 )
 
 # Files that a step may leave in scratch, and that belong to the results.

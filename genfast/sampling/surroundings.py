@@ -1,7 +1,8 @@
 """What is set around a call (autocast, inference mode, a default device), and running without."""
 
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -23,33 +24,63 @@ class _FullPrecision:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._before: list[str] = []
+        self._restore = _nothing
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._before = [each.fp32_precision for each in _precisions()]
-                for each in _precisions():
-                    each.fp32_precision = "ieee"
+                self._restore = _without_tf32()
 
     def __exit__(self, *exception: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                for each, before in zip(_precisions(), self._before, strict=True):
-                    each.fp32_precision = before
+                self._restore()
+
+
+def _nothing() -> None:
+    """What there is to restore where there is no GPU."""
 
 
 full_precision = _FullPrecision()
 
 
-def _precisions() -> tuple[Any, ...]:
-    """What of torch has a setting for products of float32 numbers on a GPU."""
+def _without_tf32() -> Callable[[], None]:
+    """Turn TF32 off; returns what turns it on again where it was on.
+
+    torch has an older and a newer name for each setting, and refuses to read the older one after
+    the newer one was set: so the older ones are used, unless the user has set the newer ones.
+    """
     if torch.version.cuda is None:
-        return ()
-    cudnn: Any = torch.backends.cudnn
-    return cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
+        return _nothing
+    backends: Any = torch.backends
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the older names
+        try:
+            convolutions, products = backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+            _ = backends.cuda.matmul.allow_tf32
+        except RuntimeError:
+            settings = backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul
+            before = [each.fp32_precision for each in settings]
+            for each in settings:
+                each.fp32_precision = "ieee"
+            return lambda: _restore_newer(settings, before)
+        backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+    return lambda: _restore_older(convolutions, products)
+
+
+def _restore_newer(settings: Sequence[Any], before: Sequence[str]) -> None:
+    for each, value in zip(settings, before, strict=True):
+        each.fp32_precision = value
+
+
+def _restore_older(convolutions: bool, products: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
 
 
 @contextmanager
