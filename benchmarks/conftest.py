@@ -1,6 +1,7 @@
 """Options of the op benchmarks, and the table and file that a run ends with."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,8 @@ def pytest_terminal_summary(
     timed = [] if session is None else [each for each in session.benchmarks if each.stats.data]
     if not timed:
         return
+    # A run that is cut short ends here too; what it has timed is not to be lost by a late Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     command = shlex.join(["pytest", *sys.argv[1:]])
     results = collect(timed, config.stash[DEVICE], command, dtype=config.stash[DTYPE])
     terminalreporter.write_line("")
