@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,6 +21,19 @@ torch.backends.cudnn.deterministic = True
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _cpu_unless_about_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What takes a GPU by itself takes the CPU, here and in other processes, in unmarked tests.
+
+    They compare bits, which a GPU does not promise, and bring models that know no other device.
+    """
+    with pytest.MonkeyPatch.context() as patch:  # its own: a test may undo the fixture's
+        if request.node.get_closest_marker("gpu") is None and torch.cuda.is_available():
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

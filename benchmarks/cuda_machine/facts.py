@@ -18,6 +18,7 @@ from typing import Any
 
 # What building, testing and measuring import: module -> package.
 _BUILD = {"torch": "torch", "setuptools": "setuptools", "pybind11": "pybind11", "pip": "pip"}
+_OLDEST_SETUPTOOLS = 77
 _RUN = {
     "numpy": "numpy", "safetensors": "safetensors", "typer": "typer", "tqdm": "tqdm",
     "PIL": "pillow", "matplotlib": "matplotlib", "jinja2": "jinja2", "sklearn": "scikit-learn",
@@ -52,6 +53,10 @@ def collect(device: str) -> dict[str, Any]:
         "peaks": None,
     }
     problems = [f"the package {package} is not installed" for package in _missing(_BUILD)]
+    setuptools = _version("setuptools")
+    if setuptools is not None and int(setuptools.split(".")[0]) < _OLDEST_SETUPTOOLS:
+        rule = f"setuptools {_OLDEST_SETUPTOOLS} or later reads pyproject.toml"
+        problems.append(f"{rule}, here is {setuptools}")
     needed = ["cmake", "ninja", "c++", *(["nvcc"] if device == "cuda" else [])]
     problems += [f"the program {tool} is not on PATH" for tool in needed if tools[tool] is None]
     if importlib.util.find_spec("torch") is not None:
