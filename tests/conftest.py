@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,17 +24,17 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _cpu_unless_about_a_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
     """What takes a GPU by itself takes the CPU, here and in other processes, in unmarked tests.
 
     They compare bits, which a GPU does not promise, and bring models that know no other device.
     """
-    with pytest.MonkeyPatch.context() as patch:  # its own: a test may undo the fixture's
-        if request.node.get_closest_marker("gpu") is None and torch.cuda.is_available():
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("gpu") is None and torch.cuda.is_available():
             patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
+        return (yield)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
