@@ -27,7 +27,7 @@ _RUN = {
     "hypothesis": "hypothesis", "triton": "triton", "tensorboard": "tensorboard",
 }  # fmt: skip
 _TOOLS = ("cmake", "ninja", "c++", "nvcc", "compute-sanitizer", "nvidia-smi")
-_VERSIONS = ("torch", "triton", "numpy", "pytest", "cmake", "pybind11")
+_VERSIONS = ("torch", "triton", "numpy", "pytest", "pybind11")
 
 
 def collect(device: str) -> dict[str, Any]:
@@ -45,11 +45,12 @@ def collect(device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": _cores(),
         "tools": tools,
-        "versions": {name: _version(name) for name in _VERSIONS},
+        "versions": {name: _version(name) for name in _VERSIONS}
+        | {"cmake": _release(tools["cmake"], r"version ([0-9.]+)")},
         "missing": _missing(_RUN),
         "gpu": None,
         "driver": _driver(tools["nvidia-smi"]),
-        "nvcc": _nvcc_release(tools["nvcc"]),
+        "nvcc": _release(tools["nvcc"], r"release ([0-9.]+)"),
         "peaks": None,
     }
     problems = [f"the package {package} is not installed" for package in _missing(_BUILD)]
@@ -127,8 +128,8 @@ def _driver(nvidia_smi: str | None) -> str | None:
     return _output([nvidia_smi, *words]).strip() or None if nvidia_smi else None
 
 
-def _nvcc_release(nvcc: str | None) -> str | None:
-    found = re.search(r"release ([0-9.]+)", _output([nvcc, "--version"])) if nvcc else None
+def _release(tool: str | None, pattern: str) -> str | None:
+    found = re.search(pattern, _output([tool, "--version"])) if tool else None
     return found.group(1) if found else None
 
 
