@@ -59,7 +59,8 @@ gpu: ## on a CUDA machine without a network: build, test, sanitize and measure; 
 	$(PYTHON) -m benchmarks.cuda_machine --out $(or $(RESULTS),runs/gpu) $(if $(STEPS),--steps $(STEPS))
 
 dryrun: build ## the same on the CPU, a little of every step
-	$(BIN)/python -m benchmarks.cuda_machine --dry-run --out $(or $(RESULTS),runs/gpu-dry-run)
+	$(BIN)/python -m benchmarks.cuda_machine --dry-run --out $(or $(RESULTS),runs/dryrun) || \
+	  { tail -n 200 $(or $(RESULTS),runs/dryrun)/logs.txt; exit 1; }
 
 clean: ## remove the environment, the build and the runs
 	rm -rf $(VENV) build dist runs *.egg-info genfast/_C.*.so genfast/_build_info.json
