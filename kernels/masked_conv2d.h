@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/conv_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
 
@@ -21,7 +22,9 @@ namespace genfast {
 struct Conv2dShape {
   int64_t N, C_in, C_out, groups;
   int64_t H, W, H_out, W_out, kH, kW;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t stride_h, stride_w;
+  int64_t padding_h, padding_w;  // above and to the left; negative: cropped there
+  int64_t dilation_h, dilation_w;
 };
 
 // A mask of the weight's shape with strides of its own (0 where it was broadcast). One pointer is
@@ -85,6 +88,9 @@ struct Correlation {
   scalar_t* out;           // [N, groups * M, H_out, W_out]
   int64_t N, groups, K, M;
   int64_t H_in, W_in, H_out, W_out;
+  // What follows while the sums are in cache, or null; on grids with step 1 only. `out` is then
+  // memory of its results for the sums to grow in, or null.
+  const ConvEpilogue<scalar_t>* epilogue = nullptr;
 };
 
 // weight * mask of the given taps, in panels of produced channels as wide as a register tile is
@@ -127,6 +133,10 @@ constexpr int64_t tiles(int64_t channels, int64_t tile) {
   return (channels + tile - 1) / tile;
 }
 
+// Grid pixels that a unit of `correlate` has at most: four tiles of patches.
+template <SimdLevel level, typename scalar_t>
+constexpr int64_t kUnitPixels = 4 * kChannelTile<level, scalar_t>;
+
 // Grid pixels that a unit of the weight's gradient has at most.
 constexpr int64_t kGradUnitPixels = 256;
 
@@ -138,7 +148,7 @@ void pack_weights(const PackWeights<scalar_t>& params, int64_t begin, int64_t en
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params);
 
-// Tiles (image, kChannelTile grid pixels) in [begin, end).
+// Units (image, kUnitPixels grid pixels) in [begin, end).
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end);
