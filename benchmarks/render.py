@@ -63,7 +63,7 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
     yield (
         f"{of['processor']}, {where}, {of['system']}; torch {versions['torch']}, genfast "
         f"{versions['genfast']} at {results['commit'] or 'an unknown commit'}, SIMD level "
-        f"{results['simd_level'] or 'none: the extension is not loaded'}; float32."
+        f"{results['simd_level'] or 'none: the extension is not loaded'}; {_numbers(results)}."
     )
     yield ""
     yield f"`{results['command']}`"
@@ -73,7 +73,7 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
         "quantiles 0.2 to 0.8 in brackets. Rates of genfast are the least traffic and the "
         "arithmetic of a case over its time, where these are counted. They are shares "
         "of what the same run measured in plain PyTorch: copies of large tensors at "
-        f"{digits(peaks['copy_gb_per_s'])} GB/s and float32 matrix products at "
+        f"{digits(peaks['copy_gb_per_s'])} GB/s and {results['dtype']} matrix products at "
         f"{digits(peaks['matmul_gflop_per_s'])} GFLOP/s. Cases that fit a cache exceed the first. "
         "Memory is by how much one step grows it, of eager, compiled and genfast."
     )
@@ -84,6 +84,12 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
         yield f"![Times the speed of eager and compiled PyTorch]({stem}-speedup.svg)"
         yield ""
         yield f"![Roofline]({stem}-roofline.svg)"
+
+
+def _numbers(results: Mapping[str, Any]) -> str:
+    """The dtype of the case, and what a GPU might have made of it."""
+    exact = results["machine"]["accelerator"] and results["dtype"] == "float32"
+    return f"{results['dtype']}{', without TF32' if exact else ''}"
 
 
 def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
