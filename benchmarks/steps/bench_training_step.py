@@ -82,8 +82,11 @@ class Step:
             part: [parameters[names[id(each)]] for each in model.parameters_of(part)]
             for part in model.parts(0)
         }
+        # So low a rate that weights stay what they are: a GAN that saturates on one batch has
+        # gradients of subnormal numbers, which take processors many times as long.
         self.optimizers = {
-            part: torch.optim.Adam(trained, fused=True) for part, trained in self.parts.items()
+            part: torch.optim.Adam(trained, lr=1e-9, fused=True)
+            for part, trained in self.parts.items()
         }
         self.loss, self.x = loss, x
 
