@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "csrc/masked_conv2d.h"
+#include "csrc/masked_conv2d_epilogue.h"
 
 namespace genfast {
 namespace {
@@ -119,11 +119,11 @@ c10::DataPtr allocate(int64_t bytes) {
 
 template <cpu::SimdLevel level, typename scalar_t>
 void correlate(const cpu::Correlation<scalar_t>& params, const cpu::Grid& grid) {
-  constexpr int64_t width = cpu::kChannelTile<level, scalar_t>;
-  const int64_t tiles = params.N * cpu::tiles(grid.rows * grid.cols, width);
-  const int64_t work = width * params.groups * params.M * (params.K * grid.tap_count + 1);
+  constexpr int64_t unit = cpu::kUnitPixels<level, scalar_t>;
+  const int64_t units = params.N * cpu::tiles(grid.rows * grid.cols, unit);
+  const int64_t work = unit * params.groups * params.M * (params.K * grid.tap_count + 1);
   const int64_t scratch_size = cpu::correlate_scratch<level>(params);
-  at::parallel_for(0, tiles, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, units, grain(kGrain, work), [&](int64_t begin, int64_t end) {
     const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
     cpu::correlate<level>(params, grid, static_cast<scalar_t*>(scratch.get()), begin, end);
   });
@@ -141,37 +141,18 @@ Tensor masked_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& ma
                          const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                          int64_t groups) {
-  check_conv2d_pair("x", x, "weight", weight);
-  const Conv2dShape s =
-      conv2d_shape(x.sizes(), weight.sizes(), {stride, padding, dilation, groups});
-  if (bias.has_value()) check_conv2d_bias(*bias, weight);
   if (at::isReducedFloatingType(x.scalar_type())) {
+    check_conv2d_pair("x", x, "weight", weight);
+    if (bias.has_value()) check_conv2d_bias(*bias, weight);
     const auto wide_bias = bias.has_value() ? std::optional(bias->to(at::kFloat)) : std::nullopt;
     return masked_conv2d_cpu(x.to(at::kFloat), weight.to(at::kFloat), mask, wide_bias, taps, stride,
                              padding, dilation, groups)
         .to(x.scalar_type());
   }
-  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
-  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
-  Tensor out = at::empty(output_sizes(s), x.options(), at::MemoryFormat::Contiguous);
-  if (out.numel() == 0) return out;
-  const Tensor x_dense = x.contiguous();
-  const Tensor weight_dense = weight.contiguous();
-  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
-  std::vector<cpu::GridTap> grid_taps;
-  const cpu::Grid grid = output_grid(s, live, grid_taps);
-  dispatch(x.scalar_type(), [&](auto level, auto zero) {
-    using scalar_t = decltype(zero);
-    const Tensor packed =
-        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
-    correlate<level()>(
-        cpu::Correlation<scalar_t>{
-            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
-            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr,
-            out.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_in / s.groups, s.C_out / s.groups,
-            s.H, s.W, s.H_out, s.W_out},
-        grid);
-  });
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  const Conv2dShape shape = conv2d_shape(x.sizes(), weight.sizes(), options);
+  Tensor out = at::empty(output_sizes(shape), x.options(), at::MemoryFormat::Contiguous);
+  convolve_cpu(x, weight, mask, bias, taps, shape, &out, nullptr);
   return out;
 }
 
@@ -288,6 +269,42 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
 }
 
 }  // namespace
+
+void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                  const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
+                  const Conv2dShape& s, Tensor* out, const Epilogue* epilogue) {
+  check_conv2d_pair("x", x, "weight", weight);
+  if (bias.has_value()) check_conv2d_bias(*bias, weight);
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  if (s.N == 0 || s.H_out == 0 || s.W_out == 0) return;
+  const Tensor x_dense = x.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
+  std::vector<cpu::GridTap> grid_taps;
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
+  dispatch(x.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    const Tensor packed =
+        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
+    std::optional<ConvEpilogue<scalar_t>> after;
+    scalar_t* sums = nullptr;
+    if (epilogue == nullptr) {
+      sums = out->mutable_data_ptr<scalar_t>();
+    } else {
+      after = epilogue->params<scalar_t>();
+      const bool same = result_channels(after->activation, after->C) == after->C;
+      sums = after->kept != nullptr ? after->kept : same ? after->out : nullptr;
+    }
+    correlate<level()>(
+        cpu::Correlation<scalar_t>{
+            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
+            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
+            s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
+            after.has_value() ? &*after : nullptr},
+        grid);
+  });
+}
 
 TORCH_LIBRARY_IMPL(genfast, CPU, m) {
   m.impl("masked_conv2d", masked_conv2d_cpu);

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/conv_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
 
@@ -87,6 +88,9 @@ struct Correlation {
   scalar_t* out;           // [N, groups * M, H_out, W_out]
   int64_t N, groups, K, M;
   int64_t H_in, W_in, H_out, W_out;
+  // What follows while the sums are in cache, or null; on grids with step 1 only. `out` is then
+  // memory of its results for the sums to grow in, or null.
+  const ConvEpilogue<scalar_t>* epilogue = nullptr;
 };
 
 // weight * mask of the given taps, in panels of produced channels as wide as a register tile is
@@ -129,6 +133,10 @@ constexpr int64_t tiles(int64_t channels, int64_t tile) {
   return (channels + tile - 1) / tile;
 }
 
+// Grid pixels that a unit of `correlate` has at most: four tiles of patches.
+template <SimdLevel level, typename scalar_t>
+constexpr int64_t kUnitPixels = 4 * kChannelTile<level, scalar_t>;
+
 // Grid pixels that a unit of the weight's gradient has at most.
 constexpr int64_t kGradUnitPixels = 256;
 
@@ -140,7 +148,7 @@ void pack_weights(const PackWeights<scalar_t>& params, int64_t begin, int64_t en
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params);
 
-// Tiles (image, kChannelTile grid pixels) in [begin, end).
+// Units (image, kUnitPixels grid pixels) in [begin, end).
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end);

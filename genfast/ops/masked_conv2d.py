@@ -51,7 +51,8 @@ def masked_conv2d(
 
     Args:
         x: [N, C_in, H, W] or [C_in, H, W]; float16, bfloat16, float32 or float64, any strides
-            (contiguous is fastest). Half types are summed in float32.
+            (contiguous is fastest). Half types are summed in float32. On x86 processors numbers
+            too small to be normal count as zero: a few would make the sums many times as slow.
         weight: [C_out, C_in/groups, kH, kW], dtype and device of `x`.
         mask: bool or floating point, broadcastable to the weight. It gets no gradient.
         bias: [C_out] or None.

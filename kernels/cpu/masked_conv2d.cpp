@@ -2,6 +2,7 @@
 // patches. Lanes are pixels, so that a register tile is stored as the image has it.
 #include "kernels/masked_conv2d.h"
 
+#include "kernels/cpu/denormals.h"
 #include "kernels/cpu/patches.h"
 
 namespace genfast::cpu {
@@ -70,14 +71,56 @@ MultiplyPanel<scalar_t> panel_instance(int64_t channels) {
   return multiply_panel<scalar_t, M, vectors>;
 }
 
-// Puts a tile of sums where its pixels lie in the image.
+// A tile of sums [channels, pixels], `step` from a channel to the next.
 template <typename scalar_t>
-void scatter(const scalar_t* sums, const PixelTile<scalar_t>& tile, const Grid& grid,
+struct SumTile {
+  scalar_t* first;
+  int64_t step;
+};
+
+// The sums of one group of image n at the pixels of a tile.
+template <typename scalar_t>
+void sum_tile(const Correlation<scalar_t>& params, const Grid& grid,
+              const PixelTile<scalar_t>& tile, int64_t n, int64_t group, scalar_t* patches,
+              SumTile<scalar_t> sums) {
+  constexpr int64_t width = kTilePixels<scalar_t>;
+  const int64_t plane = params.H_in * params.W_in;
+  const int64_t rows = grid.tap_count * params.K;
+  const PatchSource<scalar_t> source{params.in + (n * params.groups + group) * params.K * plane,
+                                     plane, params.W_in, params.K};
+  const scalar_t* weights = params.packed + group * params.M * rows;
+  const scalar_t* bias = params.bias == nullptr ? nullptr : params.bias + group * params.M;
+  const scalar_t* next = source.in + tile.first + width;
+  const bool wide = tile.pixels > kLanes<scalar_t>;
+  const Panels panels = Panels::of(params.M, kTileRows);
+  const PatchRows met = rows_inside<scalar_t>(grid, tile, params.K);
+  int64_t row = met.begin;
+  do {  // once where no tap is met: the output is the bias
+    const int64_t row_end = smaller(row + kPatchRows, met.end);
+    pack_patches(source, grid, tile, row, row_end, patches, width);
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t m = panels.first(p);
+      const auto multiply = wide ? panel_instance<scalar_t, 2>(panels.rows(p))
+                                 : panel_instance<scalar_t, 1>(panels.rows(p));
+      // The first two panels fetch a vector of each channel's next pixels.
+      multiply(
+          weights + m * rows + row * panels.rows(p), patches, row_end - row, row == met.begin,
+          bias == nullptr ? nullptr : bias + m,
+          p < 2 ? Ahead<scalar_t>{next + p * kLanes<scalar_t>, plane} : Ahead<scalar_t>{patches, 0},
+          sums.first + m * sums.step, sums.step);
+    }
+    row = row_end;
+  } while (row < met.end);
+}
+
+// Puts sums where their pixels lie in the image.
+template <typename scalar_t>
+void scatter(SumTile<scalar_t> sums, const PixelTile<scalar_t>& tile, const Grid& grid,
              int64_t channels, int64_t W_out, int64_t plane, scalar_t* out) {
   for (int64_t m = 0; m < channels; ++m) {
     for (int s = 0; s < tile.segments; ++s) {
       const Segment& segment = tile.segment[s];
-      const scalar_t* from = sums + m * kTilePixels<scalar_t> + segment.lane;
+      const scalar_t* from = sums.first + m * sums.step + segment.lane;
       scalar_t* to = out + m * plane + (grid.first_h + segment.i * grid.step_h) * W_out +
                      grid.first_w + segment.j * grid.step_w;
       for (int lane = 0; lane < segment.lanes; ++lane) to[lane * grid.step_w] = from[lane];
@@ -89,64 +132,54 @@ void scatter(const scalar_t* sums, const PixelTile<scalar_t>& tile, const Grid& 
 
 template <SimdLevel level, typename scalar_t>
 int64_t correlate_scratch(const Correlation<scalar_t>& params) {
-  return (kPatchRows + params.M) * kTilePixels<scalar_t>;
+  return kPatchRows * kTilePixels<scalar_t> +
+         params.groups * params.M * kUnitPixels<level, scalar_t>;
 }
 
 template <SimdLevel level, typename scalar_t>
 void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
                int64_t begin, int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   constexpr int64_t width = kTilePixels<scalar_t>;
-  static_assert(width == kChannelTile<level, scalar_t>);
+  constexpr int64_t unit = kUnitPixels<level, scalar_t>;
+  static_assert(unit % width == 0);
   const int64_t pixels = grid.rows * grid.cols;
-  const int64_t tiles_per_image = tiles(pixels, width);
-  const int64_t in_plane = params.H_in * params.W_in;
-  const int64_t out_plane = params.H_out * params.W_out;
-  const int64_t rows = grid.tap_count * params.K;
-  const Panels panels = Panels::of(params.M, kTileRows);
-  // Panels have one of two sizes, tiles one of two widths.
-  const MultiplyPanel<scalar_t> instance[2][2] = {
-      {panel_instance<scalar_t, 1>(panels.size), panel_instance<scalar_t, 2>(panels.size)},
-      {panel_instance<scalar_t, 1>(panels.size + 1), panel_instance<scalar_t, 2>(panels.size + 1)}};
+  const int64_t units_per_image = tiles(pixels, unit);
+  const int64_t channels = params.groups * params.M;
+  const int64_t plane = params.H_out * params.W_out;
+  // Sums grow in the image where there is one with room for whole vectors.
+  const bool dense = params.out != nullptr && grid.step_h == 1 && grid.step_w == 1;
   scalar_t* const patches = scratch;
-  scalar_t* const beside = scratch + kPatchRows * width;
+  scalar_t* const beside = scratch + kPatchRows * width;  // [channels, unit]
 
   for (int64_t number = begin; number < end; ++number) {
-    const int64_t n = number / tiles_per_image;
-    const int64_t first = number % tiles_per_image * width;
-    PixelTile<scalar_t> tile;
-    tile.cut(grid, first, smaller(width, pixels - first));
-    const bool wide = tile.pixels > kLanes<scalar_t>;
-    // Sums grow in the image itself where it has room for whole vectors.
-    const bool in_image =
-        grid.step_h == 1 && grid.step_w == 1 && tile.pixels % kLanes<scalar_t> == 0;
-    const PatchRows met = rows_inside<scalar_t>(grid, tile, params.K);
-    for (int64_t group = 0; group < params.groups; ++group) {
-      const int64_t image = n * params.groups + group;
-      const PatchSource<scalar_t> source{params.in + image * params.K * in_plane, in_plane,
-                                         params.W_in, params.K};
-      const scalar_t* weights = params.packed + group * params.M * rows;
-      const scalar_t* bias = params.bias == nullptr ? nullptr : params.bias + group * params.M;
-      scalar_t* const out = params.out + image * params.M * out_plane;
-      scalar_t* const sums = in_image ? out + first : beside;
-      const int64_t step = in_image ? out_plane : width;
-      int64_t row = met.begin;
-      do {  // once where no tap is met: the output is the bias
-        const int64_t row_end = smaller(row + kPatchRows, met.end);
-        pack_patches(source, grid, tile, row, row_end, patches, width);
-        for (int64_t p = 0; p < panels.count; ++p) {
-          const int64_t m = panels.first(p);
-          // The first two panels fetch a vector of each channel's next pixels.
-          const scalar_t* next = source.in + first + width + p * kLanes<scalar_t>;
-          instance[p < panels.larger][wide](
-              weights + m * rows + row * panels.rows(p), patches, row_end - row, row == met.begin,
-              bias == nullptr ? nullptr : bias + m,
-              p < 2 ? Ahead<scalar_t>{next, in_plane} : Ahead<scalar_t>{patches, 0},
-              sums + m * step, step);
+    const int64_t n = number / units_per_image;
+    const int64_t first = number % units_per_image * unit;
+    const int64_t count = smaller(unit, pixels - first);
+    for (int64_t pixel = first; pixel < first + count; pixel += width) {
+      PixelTile<scalar_t> tile;
+      tile.cut(grid, pixel, smaller(width, first + count - pixel));
+      const bool in_image = dense && tile.pixels % kLanes<scalar_t> == 0;
+      for (int64_t group = 0; group < params.groups; ++group) {
+        const int64_t channel = group * params.M;
+        const int64_t image = (n * channels + channel) * plane;
+        const SumTile<scalar_t> sums =
+            in_image ? SumTile<scalar_t>{params.out + image + pixel, plane}
+                     : SumTile<scalar_t>{beside + channel * unit + pixel - first, unit};
+        sum_tile(params, grid, tile, n, group, patches, sums);
+        if (!in_image && params.out != nullptr) {
+          scatter(sums, tile, grid, params.M, params.W_out, plane, params.out + image);
         }
-        row = row_end;
-      } while (row < met.end);
-      if (!in_image) scatter(sums, tile, grid, params.M, params.W_out, out_plane, out);
+      }
     }
+    if (params.epilogue == nullptr) continue;
+    const int64_t together = epilogue_units(params.epilogue->activation, channels);
+    const SumTile<scalar_t> sums =
+        params.out == nullptr ? SumTile<scalar_t>{beside, unit}
+                              : SumTile<scalar_t>{params.out + n * channels * plane + first, plane};
+    apply_epilogue<level>(*params.epilogue,
+                          EpilogueBlock<scalar_t>{sums.first, sums.step, together * sums.step, n, 0,
+                                                  together, first, count});
   }
 }
 

@@ -1,6 +1,7 @@
 // The gradient of the weight: patches times transposed gradients, summed over pixels. Lanes are
 // output channels, so that patches are read a number at a time: where they are in the image already
 // in the order wanted.
+#include "kernels/cpu/denormals.h"
 #include "kernels/cpu/patches.h"
 #include "kernels/masked_conv2d.h"
 
@@ -202,6 +203,7 @@ int64_t grad_weight_scratch(const GradWeight<scalar_t>& params) {
 template <SimdLevel level, typename scalar_t>
 void grad_weight_partial(const GradWeight<scalar_t>& params, scalar_t* scratch, int64_t begin,
                          int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   constexpr int64_t tile = kTile<scalar_t>;
   constexpr int64_t step = kGradUnitPixels;
   const int64_t pixels = params.grid.rows * params.grid.cols;
