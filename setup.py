@@ -87,10 +87,10 @@ class CMakeBuild(build_ext):
             fail("the build needs a C++20 compiler: install g++ or clang++, or set CXX to one")
         facts = torch_facts()
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # One build folder per torch, so that switching environments does not rebuild everything.
-        build = (
-            ROOT / "build" / f"{sysconfig.get_platform()}-torch-{facts['GENFAST_TORCH_VERSION']}"
-        )
+        sanitize = os.environ.get("GENFAST_SANITIZE", "")
+        # One build folder per torch and sanitizers: switching between them rebuilds nothing.
+        name = f"{sysconfig.get_platform()}-torch-{facts['GENFAST_TORCH_VERSION']}"
+        build = ROOT / "build" / "-".join([name, *filter(None, sanitize.split(","))])
         build.mkdir(parents=True, exist_ok=True)
         definitions = {
             **facts,
@@ -98,7 +98,7 @@ class CMakeBuild(build_ext):
             "GENFAST_CUDA": os.environ.get("GENFAST_CUDA", "auto"),
             "GENFAST_CUDA_ARCHS": os.environ.get("GENFAST_CUDA_ARCHS", "80,90"),
             "GENFAST_WERROR": "ON" if os.environ.get("GENFAST_WERROR") == "1" else "OFF",
-            "GENFAST_SANITIZE": os.environ.get("GENFAST_SANITIZE", ""),
+            "GENFAST_SANITIZE": sanitize,
             "GENFAST_OUTPUT_DIRECTORY": str(module.parent),
             "GENFAST_MODULE_SUFFIX": module.name.removeprefix("_C"),
             "GENFAST_PYTHON_INCLUDE": sysconfig.get_paths()["include"],

@@ -1,5 +1,4 @@
-// Schema, checks and autocast rule of masked_conv2d and its two gradients. The three are bilinear
-// in x, grad and weight, so that each one's derivative is made of the others (genfast/ops).
+// Schema, checks and autocast rule of masked_conv2d and its two gradients.
 #include "csrc/masked_conv2d.h"
 
 #include <ATen/autocast_mode.h>
@@ -7,7 +6,7 @@
 
 #include <algorithm>
 
-#include "csrc/dispatch.h"
+#include "csrc/masked_conv2d_ops.h"
 
 namespace genfast {
 namespace {
@@ -33,7 +32,9 @@ Conv2dShape conv2d_shape(at::IntArrayRef x, at::IntArrayRef weight, const Conv2d
   TORCH_CHECK(weight.size() == 4, kOp,
               ": expected weight of shape [C_out, C_in/groups, kH, kW], got weight.shape=", weight);
   check_pair("stride", options.stride, 1);
-  check_pair("padding", options.padding, 0);
+  const at::IntArrayRef padding = options.padding;
+  TORCH_CHECK(padding.size() == 4, kOp,
+              ": expected padding (left, right, top, bottom), got padding=", padding);
   check_pair("dilation", options.dilation, 1);
   const int64_t groups = options.groups;
   TORCH_CHECK(
@@ -43,11 +44,15 @@ Conv2dShape conv2d_shape(at::IntArrayRef x, at::IntArrayRef weight, const Conv2d
   TORCH_CHECK(weight[0] > 0 && weight[1] > 0 && weight[2] > 0 && weight[3] > 0, kOp,
               ": expected a weight with elements, got weight.shape=", weight);
   const auto output_size = [&](int axis) {
-    const int64_t room = x[2 + axis] + 2 * options.padding[axis] -
-                         options.dilation[axis] * (weight[2 + axis] - 1) - 1;
-    TORCH_CHECK(
-        room >= 0, kOp, ": expected a kernel that fits into the padded input, got x.shape=", x,
-        ", weight.shape=", weight, ", padding=", options.padding, ", dilation=", options.dilation);
+    const int64_t before = padding[2 - 2 * axis], after = padding[3 - 2 * axis];
+    TORCH_CHECK(before >= -x[2 + axis] && after >= -x[2 + axis], kOp,
+                ": expected padding that crops no more than the input, got x.shape=", x,
+                ", padding=", padding);
+    const int64_t room =
+        x[2 + axis] + before + after - options.dilation[axis] * (weight[2 + axis] - 1) - 1;
+    TORCH_CHECK(room >= 0, kOp,
+                ": expected a kernel that fits into the padded input, got x.shape=", x,
+                ", weight.shape=", weight, ", padding=", padding, ", dilation=", options.dilation);
     return room / options.stride[axis] + 1;
   };
   Conv2dShape shape{};
@@ -63,8 +68,8 @@ Conv2dShape conv2d_shape(at::IntArrayRef x, at::IntArrayRef weight, const Conv2d
   shape.kW = weight[3];
   shape.stride_h = options.stride[0];
   shape.stride_w = options.stride[1];
-  shape.padding_h = options.padding[0];
-  shape.padding_w = options.padding[1];
+  shape.padding_h = padding[2];
+  shape.padding_w = padding[0];
   shape.dilation_h = options.dilation[0];
   shape.dilation_w = options.dilation[1];
   return shape;
@@ -161,11 +166,6 @@ void check_conv2d_bias(const at::Tensor& bias, const at::Tensor& weight) {
 
 namespace {
 
-using ForwardOp = at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                             const std::optional<at::Tensor>&, at::OptionalIntArrayRef,
-                             c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                             c10::SymInt);
-
 // As for conv2d: the operands are cast, weights once per autocast context. The mask stays as it is.
 template <c10::DeviceType device>
 at::Tensor masked_conv2d_autocast(const at::Tensor& x, const at::Tensor& weight,
@@ -173,14 +173,13 @@ at::Tensor masked_conv2d_autocast(const at::Tensor& x, const at::Tensor& weight,
                                   at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                                   c10::SymInt groups) {
-  static const auto op = find_op<ForwardOp>("genfast::masked_conv2d");
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
-  return op.call(at::autocast::cached_cast(dtype, x, device),
-                 at::autocast::cached_cast(dtype, weight, device), mask,
-                 at::autocast::cached_cast(dtype, bias, device), taps, stride, padding, dilation,
-                 std::move(groups));
+  return call_masked_conv2d(at::autocast::cached_cast(dtype, x, device),
+                            at::autocast::cached_cast(dtype, weight, device), mask,
+                            at::autocast::cached_cast(dtype, bias, device),
+                            {taps, stride, padding, dilation, std::move(groups)});
 }
 
 }  // namespace
@@ -188,16 +187,16 @@ at::Tensor masked_conv2d_autocast(const at::Tensor& x, const at::Tensor& weight,
 TORCH_LIBRARY_FRAGMENT(genfast, m) {
   m.def(
       "masked_conv2d(Tensor x, Tensor weight, Tensor mask, Tensor? bias, int[]? taps,"
-      " SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
+      " SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_masked_conv2d_grad_input(Tensor grad, Tensor weight, Tensor mask, int[]? taps,"
-      " SymInt[2] input_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+      " SymInt[2] input_size, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation,"
       " SymInt groups) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_masked_conv2d_grad_weight(Tensor grad, Tensor x, Tensor mask, int[]? taps,"
-      " SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation,"
+      " SymInt[2] kernel_size, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation,"
       " SymInt groups) -> Tensor",
       {at::Tag::pt2_compliant_tag});
 }

@@ -11,7 +11,8 @@
 
 namespace genfast {
 
-// Stride, padding and dilation as the schema gives them.
+// Stride, padding and dilation as the schema gives them: pairs (rows, columns), and padding
+// (left, right, top, bottom), of which a negative number crops.
 struct Conv2dOptions {
   at::IntArrayRef stride, padding, dilation;
   int64_t groups;

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "csrc/masked_conv2d.h"
+#include "csrc/masked_conv2d_epilogue.h"
 
 namespace genfast {
 namespace {
@@ -16,16 +16,10 @@ constexpr const char* kOp = "masked_conv2d";
 constexpr int64_t kGrain = 1 << 18;      // multiply-adds that make another thread worthwhile
 constexpr int64_t kPackGrain = 1 << 14;  // weights
 // A chunk of the weight gradient costs a pass over the weight, so it must hold many more pixels
-// than that is worth; and more chunks than this cost memory without keeping more threads busy.
+// than that is worth; and more tasks than this cost memory without keeping more threads busy.
 constexpr int64_t kChunkPixels = 1024;
 constexpr int64_t kMostTasks = 64;
-// Elements of x that one unit of the weight gradient packs: half a megabyte, within the second
-// level cache of every processor with AVX2.
-constexpr int64_t kPanelElements = 1 << 17;
-// With few input channels the panel of grad is read for every tap with little arithmetic between,
-// so it must stay in the first level cache.
-constexpr int64_t kFewChannels = 8;
-constexpr int64_t kGradPanelBytes = 24 << 10;
+constexpr int64_t kPartRows = 448;  // of patches; each part transposes the gradient again
 
 int64_t grain(int64_t total, int64_t work_per_item) {
   return std::max<int64_t>(1, total / std::max<int64_t>(1, work_per_item));
@@ -42,9 +36,8 @@ void inside(int64_t size, int64_t step, int64_t offset, int64_t count, int64_t* 
   *end = std::clamp<int64_t>(ceil_div(size - offset, step), *begin, count);
 }
 
-cpu::GridTap grid_tap(int64_t row, int64_t col, int64_t packed, const cpu::Grid& grid, int64_t H,
-                      int64_t W) {
-  cpu::GridTap tap{row, col, 0, 0, 0, 0, packed};
+cpu::GridTap grid_tap(int64_t row, int64_t col, const cpu::Grid& grid, int64_t H, int64_t W) {
+  cpu::GridTap tap{row, col, 0, 0, 0, 0};
   inside(H, grid.in_step_h, row, grid.rows, &tap.row_begin, &tap.row_end);
   inside(W, grid.in_step_w, col, grid.cols, &tap.col_begin, &tap.col_end);
   return tap;
@@ -54,20 +47,22 @@ cpu::GridTap grid_tap(int64_t row, int64_t col, int64_t packed, const cpu::Grid&
 cpu::Grid output_grid(const Conv2dShape& s, const std::vector<int64_t>& taps,
                       std::vector<cpu::GridTap>& storage) {
   cpu::Grid grid{nullptr, 0, s.H_out, s.W_out, s.stride_h, s.stride_w, 0, 0, 1, 1};
-  for (size_t t = 0; t < taps.size(); ++t) {
-    const int64_t row = taps[t] / s.kW * s.dilation_h - s.padding_h;
-    const int64_t col = taps[t] % s.kW * s.dilation_w - s.padding_w;
-    storage.push_back(grid_tap(row, col, static_cast<int64_t>(t), grid, s.H, s.W));
+  for (const int64_t tap : taps) {
+    const int64_t row = tap / s.kW * s.dilation_h - s.padding_h;
+    const int64_t col = tap % s.kW * s.dilation_w - s.padding_w;
+    storage.push_back(grid_tap(row, col, grid, s.H, s.W));
   }
   grid.taps = storage.data();
   grid.tap_count = static_cast<int64_t>(storage.size());
   return grid;
 }
 
-// The grid of input pixels (first_h + stride_h * i, first_w + stride_w * j). Pixel h meets tap kh
-// in output row (h + padding - kh * dilation) / stride, where that is an integer.
+// The grid of input pixels (first_h + stride_h * i, first_w + stride_w * j), and those of the taps
+// that meet it: pixel h meets tap kh in output row (h + padding - kh * dilation) / stride, where
+// that is an integer.
 cpu::Grid input_grid(const Conv2dShape& s, int64_t first_h, int64_t first_w,
-                     const std::vector<int64_t>& taps, std::vector<cpu::GridTap>& storage) {
+                     const std::vector<int64_t>& taps, std::vector<int64_t>& met,
+                     std::vector<cpu::GridTap>& storage) {
   cpu::Grid grid{nullptr,
                  0,
                  ceil_div(s.H - first_h, s.stride_h),
@@ -78,21 +73,16 @@ cpu::Grid input_grid(const Conv2dShape& s, int64_t first_h, int64_t first_w,
                  first_w,
                  s.stride_h,
                  s.stride_w};
-  for (size_t t = 0; t < taps.size(); ++t) {
-    const int64_t row = first_h + s.padding_h - taps[t] / s.kW * s.dilation_h;
-    const int64_t col = first_w + s.padding_w - taps[t] % s.kW * s.dilation_w;
+  for (const int64_t tap : taps) {
+    const int64_t row = first_h + s.padding_h - tap / s.kW * s.dilation_h;
+    const int64_t col = first_w + s.padding_w - tap % s.kW * s.dilation_w;
     if (row % s.stride_h != 0 || col % s.stride_w != 0) continue;
-    storage.push_back(grid_tap(row / s.stride_h, col / s.stride_w, static_cast<int64_t>(t), grid,
-                               s.H_out, s.W_out));
+    met.push_back(tap);
+    storage.push_back(grid_tap(row / s.stride_h, col / s.stride_w, grid, s.H_out, s.W_out));
   }
   grid.taps = storage.data();
   grid.tap_count = static_cast<int64_t>(storage.size());
   return grid;
-}
-
-void sort_by_column(std::vector<cpu::GridTap>& taps) {
-  std::stable_sort(taps.begin(), taps.end(),
-                   [](const cpu::GridTap& a, const cpu::GridTap& b) { return a.col < b.col; });
 }
 
 template <cpu::SimdLevel level, typename scalar_t>
@@ -100,12 +90,9 @@ Tensor packed_weights(const Tensor& weight, const Tensor& mask, const std::vecto
                       const Conv2dShape& s, bool transposed) {
   const int64_t C_out = s.C_out / s.groups;
   const int64_t C_in = s.C_in / s.groups;
-  const int64_t K = transposed ? C_out : C_in;
-  const int64_t M = transposed ? C_in : C_out;
-  constexpr int64_t tile = cpu::kChannelTile<level, scalar_t>;
-  const int64_t pairs = s.groups * cpu::tiles(M, tile) * K;
+  const int64_t pairs = s.groups * (transposed ? C_out : C_in);
   const auto tap_count = static_cast<int64_t>(taps.size());
-  Tensor packed = at::empty({pairs * tap_count * tile}, weight.options());
+  Tensor packed = at::empty({s.groups * C_out * C_in * tap_count}, weight.options());
   const cpu::PackWeights<scalar_t> params{weight.const_data_ptr<scalar_t>(),
                                           weight_mask<scalar_t>(mask),
                                           taps.data(),
@@ -117,17 +104,28 @@ Tensor packed_weights(const Tensor& weight, const Tensor& mask, const std::vecto
                                           s.kH,
                                           s.kW,
                                           transposed};
-  at::parallel_for(0, pairs, grain(kPackGrain, tap_count * tile), [&](int64_t begin, int64_t end) {
+  const int64_t work = tap_count * (transposed ? C_in : C_out);
+  at::parallel_for(0, pairs, grain(kPackGrain, work), [&](int64_t begin, int64_t end) {
     cpu::pack_weights<level>(params, begin, end);
   });
   return packed;
 }
 
+// Memory of one thread's own: torch's number of threads is no bound where the compiler brought
+// another OpenMP library than torch's.
+c10::DataPtr allocate(int64_t bytes) {
+  return c10::GetCPUAllocator()->allocate(static_cast<size_t>(bytes));
+}
+
 template <cpu::SimdLevel level, typename scalar_t>
 void correlate(const cpu::Correlation<scalar_t>& params, const cpu::Grid& grid) {
-  const int64_t work = grid.cols * params.groups * params.M * (params.K * grid.tap_count + 1);
-  at::parallel_for(0, params.N * grid.rows, grain(kGrain, work), [&](int64_t begin, int64_t end) {
-    cpu::correlate<level>(params, grid, begin, end);
+  constexpr int64_t unit = cpu::kUnitPixels<level, scalar_t>;
+  const int64_t units = params.N * cpu::tiles(grid.rows * grid.cols, unit);
+  const int64_t work = unit * params.groups * params.M * (params.K * grid.tap_count + 1);
+  const int64_t scratch_size = cpu::correlate_scratch<level>(params);
+  at::parallel_for(0, units, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+    const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
+    cpu::correlate<level>(params, grid, static_cast<scalar_t*>(scratch.get()), begin, end);
   });
 }
 
@@ -143,38 +141,18 @@ Tensor masked_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& ma
                          const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
                          at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                          int64_t groups) {
-  check_conv2d_pair("x", x, "weight", weight);
-  const Conv2dShape s =
-      conv2d_shape(x.sizes(), weight.sizes(), {stride, padding, dilation, groups});
-  if (bias.has_value()) check_conv2d_bias(*bias, weight);
   if (at::isReducedFloatingType(x.scalar_type())) {
+    check_conv2d_pair("x", x, "weight", weight);
+    if (bias.has_value()) check_conv2d_bias(*bias, weight);
     const auto wide_bias = bias.has_value() ? std::optional(bias->to(at::kFloat)) : std::nullopt;
     return masked_conv2d_cpu(x.to(at::kFloat), weight.to(at::kFloat), mask, wide_bias, taps, stride,
                              padding, dilation, groups)
         .to(x.scalar_type());
   }
-  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
-  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
-  Tensor out = at::empty(output_sizes(s), x.options(), at::MemoryFormat::Contiguous);
-  if (out.numel() == 0) return out;
-  const Tensor x_dense = x.contiguous();
-  const Tensor weight_dense = weight.contiguous();
-  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
-  std::vector<cpu::GridTap> grid_taps;
-  const cpu::Grid grid = output_grid(s, live, grid_taps);
-  sort_by_column(grid_taps);
-  dispatch(x.scalar_type(), [&](auto level, auto zero) {
-    using scalar_t = decltype(zero);
-    const Tensor packed =
-        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
-    correlate<level()>(
-        cpu::Correlation<scalar_t>{
-            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
-            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr,
-            out.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_in / s.groups, s.C_out / s.groups,
-            static_cast<int64_t>(live.size()), s.H, s.W, s.H_out, s.W_out},
-        grid);
-  });
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  const Conv2dShape shape = conv2d_shape(x.sizes(), weight.sizes(), options);
+  Tensor out = at::empty(output_sizes(shape), x.options(), at::MemoryFormat::Contiguous);
+  convolve_cpu(x, weight, mask, bias, taps, shape, &out, nullptr);
   return out;
 }
 
@@ -198,26 +176,19 @@ Tensor masked_conv2d_grad_input_cpu(const Tensor& grad, const Tensor& weight, co
   const Tensor weight_dense = weight.contiguous();
   dispatch(grad.scalar_type(), [&](auto level, auto zero) {
     using scalar_t = decltype(zero);
-    const Tensor packed = packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, true);
-    const cpu::Correlation<scalar_t> params{grad_dense.const_data_ptr<scalar_t>(),
-                                            packed.const_data_ptr<scalar_t>(),
-                                            nullptr,
-                                            grad_x.mutable_data_ptr<scalar_t>(),
-                                            s.N,
-                                            s.groups,
-                                            s.C_out / s.groups,
-                                            s.C_in / s.groups,
-                                            static_cast<int64_t>(live.size()),
-                                            s.H_out,
-                                            s.W_out,
-                                            s.H,
-                                            s.W};
     for (int64_t first_h = 0; first_h < std::min(s.stride_h, s.H); ++first_h) {
       for (int64_t first_w = 0; first_w < std::min(s.stride_w, s.W); ++first_w) {
+        std::vector<int64_t> met;
         std::vector<cpu::GridTap> grid_taps;
-        const cpu::Grid grid = input_grid(s, first_h, first_w, live, grid_taps);
-        sort_by_column(grid_taps);
-        correlate<level()>(params, grid);
+        const cpu::Grid grid = input_grid(s, first_h, first_w, live, met, grid_taps);
+        const Tensor packed =
+            packed_weights<level(), scalar_t>(weight_dense, full_mask, met, s, true);
+        correlate<level()>(
+            cpu::Correlation<scalar_t>{
+                grad_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(), nullptr,
+                grad_x.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_out / s.groups,
+                s.C_in / s.groups, s.H_out, s.W_out, s.H, s.W},
+            grid);
       }
     }
   });
@@ -244,66 +215,96 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
   const Tensor grad_dense = grad.contiguous();
   const Tensor x_dense = x.contiguous();
   std::vector<cpu::GridTap> grid_taps;
-  output_grid(s, live, grid_taps);
-  const auto tap_count = static_cast<int64_t>(live.size());
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
   const int64_t C_in = s.C_in / s.groups;
   const int64_t C_out = s.C_out / s.groups;
+  const int64_t pixels = s.H_out * s.W_out;
+  const int64_t rows = grid.tap_count * C_in;
   dispatch(grad.scalar_type(), [&](auto level, auto zero) {
     using scalar_t = decltype(zero);
     constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
-    const int64_t halo = (s.kH - 1) * s.dilation_h;
-    int64_t unit_rows = (kPanelElements / std::max<int64_t>(1, C_in * s.W) - halo) / s.stride_h;
-    if (C_in <= kFewChannels) {
-      unit_rows = std::min<int64_t>(unit_rows,
-                                    kGradPanelBytes / (s.W_out * tile * int64_t{sizeof(scalar_t)}));
-    }
-    unit_rows = std::clamp<int64_t>(unit_rows, 1, s.H_out);
-    const int64_t units_per_image = ceil_div(s.H_out, unit_rows);
-    const int64_t blocks = s.groups * cpu::tiles(C_out, tile);
-    const int64_t chunks =
-        std::clamp<int64_t>(s.N * s.H_out * s.W_out / kChunkPixels, 1,
-                            std::min(s.N * units_per_image, ceil_div(kMostTasks, blocks)));
-    const Tensor partial = at::empty({chunks * blocks * tap_count * C_in * tile}, grad.options());
+    const int64_t padded = cpu::tiles(C_out, tile) * tile;
+    // Units of nearly equal size, whole rows where these are short.
+    const int64_t whole = s.W_out <= cpu::kGradUnitPixels ? s.W_out : 1;
+    const int64_t pieces = pixels / whole;
+    const int64_t most = cpu::kGradUnitPixels / whole;
+    const int64_t unit_pixels = ceil_div(pieces, ceil_div(pieces, most)) * whole;
+    const int64_t units_per_image = ceil_div(pixels, unit_pixels);
+    const int64_t parts = ceil_div(rows, kPartRows);
+    const int64_t chunks = std::clamp<int64_t>(
+        s.N * pixels / kChunkPixels, 1,
+        std::min(s.N * units_per_image, ceil_div(kMostTasks, s.groups * parts)));
+    const Tensor partial = at::empty({chunks * s.groups * rows * padded}, grad.options());
     const cpu::GradWeight<scalar_t> params{x_dense.const_data_ptr<scalar_t>(),
                                            grad_dense.const_data_ptr<scalar_t>(),
                                            weight_mask<scalar_t>(full_mask),
                                            live.data(),
-                                           grid_taps.data(),
+                                           grid,
                                            partial.mutable_data_ptr<scalar_t>(),
                                            grad_weight.mutable_data_ptr<scalar_t>(),
-                                           tap_count,
                                            s.N,
                                            s.groups,
                                            C_out,
                                            C_in,
                                            s.H,
                                            s.W,
-                                           s.H_out,
-                                           s.W_out,
                                            s.kH,
                                            s.kW,
-                                           s.stride_h,
-                                           s.stride_w,
-                                           unit_rows,
+                                           unit_pixels,
                                            units_per_image,
-                                           chunks};
-    const int64_t per_thread = cpu::grad_weight_scratch<level()>(params);
-    const int64_t work = s.N * s.H_out * s.W_out / chunks * tap_count * C_in * tile;
-    at::parallel_for(0, chunks * blocks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
-      // Of this thread's own: torch's number of threads is no bound where the compiler brought
-      // another OpenMP library than torch's.
-      const c10::DataPtr scratch =
-          c10::GetCPUAllocator()->allocate(static_cast<size_t>(per_thread) * sizeof(scalar_t));
+                                           chunks,
+                                           parts};
+    const int64_t scratch_size = cpu::grad_weight_scratch<level()>(params);
+    const int64_t tasks = chunks * s.groups * parts;
+    const int64_t work = s.N * pixels / chunks * (rows / parts + 1) * padded;
+    at::parallel_for(0, tasks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+      const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
       cpu::grad_weight_partial<level()>(params, static_cast<scalar_t*>(scratch.get()), begin, end);
     });
     at::parallel_for(
-        0, blocks * C_in, grain(kPackGrain, chunks * tap_count * tile),
+        0, s.groups * C_in, grain(kPackGrain, chunks * grid.tap_count * padded),
         [&](int64_t begin, int64_t end) { cpu::grad_weight_reduce<level()>(params, begin, end); });
   });
   return grad_weight;
 }
 
 }  // namespace
+
+void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                  const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
+                  const Conv2dShape& s, Tensor* out, const Epilogue* epilogue) {
+  check_conv2d_pair("x", x, "weight", weight);
+  if (bias.has_value()) check_conv2d_bias(*bias, weight);
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  if (s.N == 0 || s.H_out == 0 || s.W_out == 0) return;
+  const Tensor x_dense = x.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
+  std::vector<cpu::GridTap> grid_taps;
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
+  dispatch(x.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    const Tensor packed =
+        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
+    std::optional<ConvEpilogue<scalar_t>> after;
+    scalar_t* sums = nullptr;
+    if (epilogue == nullptr) {
+      sums = out->mutable_data_ptr<scalar_t>();
+    } else {
+      after = epilogue->params<scalar_t>();
+      const bool same = result_channels(after->activation, after->C) == after->C;
+      sums = after->kept != nullptr ? after->kept : same ? after->out : nullptr;
+    }
+    correlate<level()>(
+        cpu::Correlation<scalar_t>{
+            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
+            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
+            s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
+            after.has_value() ? &*after : nullptr},
+        grid);
+  });
+}
 
 TORCH_LIBRARY_IMPL(genfast, CPU, m) {
   m.impl("masked_conv2d", masked_conv2d_cpu);

@@ -38,6 +38,9 @@ _OPERATORS = {"philox": "philox_fill"}
 # What the module has beside operators: the newest ones, to recognise an older build.
 _FUNCTIONS = ("SamplingBuilderFloat", "hash_bits")
 
+# Operators beside those of OPS, for the same reason.
+_OTHER_OPERATORS = ("masked_conv2d_activation",)
+
 _HERE = Path(__file__).resolve().parent
 _REBUILD = "pip install --no-build-isolation -e . (in a checkout: make build)"
 
@@ -83,6 +86,7 @@ def _load() -> BuildError | None:
             f"{torch.__version__}: {error}. Rebuild it: {_REBUILD}"
         )
     missing = [op for op in OPS if not hasattr(torch.ops.genfast, _operator(op))]
+    missing += [name for name in _OTHER_OPERATORS if not hasattr(torch.ops.genfast, name)]
     missing += [name for name in _FUNCTIONS if not hasattr(extension, name)]
     if missing:
         return BuildMismatchError(

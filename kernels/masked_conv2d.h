@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "kernels/conv_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
 
@@ -21,7 +22,9 @@ namespace genfast {
 struct Conv2dShape {
   int64_t N, C_in, C_out, groups;
   int64_t H, W, H_out, W_out, kH, kW;
-  int64_t stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t stride_h, stride_w;
+  int64_t padding_h, padding_w;  // above and to the left; negative: cropped there
+  int64_t dilation_h, dilation_w;
 };
 
 // A mask of the weight's shape with strides of its own (0 where it was broadcast). One pointer is
@@ -52,22 +55,25 @@ GENFAST_INLINE acc_t apply_mask(const WeightMask<scalar_t>& mask, int64_t index,
 #if !defined(__CUDACC__)
 namespace genfast::cpu {
 
-// The CPU computes the output and the gradient of the input by one routine, a correlation on a
-// grid:
-//   image[n, m, first + step * i, ...] = bias[m] + sum over taps, k of
-//       in[n, k, in_step * i + tap.row, ...] * packed[tap, k, m]
-// The output takes one grid with in_step = stride; the gradient of the input takes stride_h *
-// stride_w grids with step = stride, since input pixels of equal remainder meet the same taps.
+// On the CPU all three are products of matrices over patches. The patch matrix of a grid of pixels
+// has a row for each pair (tap, k) of a live tap and a channel, and a column for each grid pixel
+// (i, j), counted row by row:
+//   patch[tap * K + k, (i, j)] = in[n, k, in_step_h * i + tap.row, in_step_w * j + tap.col],
+// zero outside the image. It is never made as a whole: a thread packs a piece that its caches hold.
+//   output:    out[m, pixel] = bias[m] + sum over rows of packed[row, m] * patch[row, pixel]
+//   gradient of the input: the same from grad and the transposed weight, on stride_h * stride_w
+//              grids, since input pixels of equal remainder meet the same taps
+//   gradient of the weight: grad_weight[row, m] = sum over pixels of patch[row, pixel] * grad[m,
+//              pixel]
 // `k` are the channels summed over, `m` the channels produced, both within one group.
 struct GridTap {
   int64_t row, col;            // offset of the input pixel
   int64_t row_begin, row_end;  // grid rows whose input row lies inside the image
   int64_t col_begin, col_end;
-  int64_t packed;  // position among the packed taps
 };
 
 struct Grid {
-  const GridTap* taps;  // sorted by col
+  const GridTap* taps;
   int64_t tap_count;
   int64_t rows, cols;
   int64_t in_step_h, in_step_w;
@@ -77,45 +83,49 @@ struct Grid {
 template <typename scalar_t>
 struct Correlation {
   const scalar_t* in;      // [N, groups * K, H_in, W_in]
-  const scalar_t* packed;  // [groups, m_tiles, taps, K, tile]
+  const scalar_t* packed;  // of this grid's taps, as PackWeights leaves it
   const scalar_t* bias;    // [groups * M], or null: zero
   scalar_t* out;           // [N, groups * M, H_out, W_out]
-  int64_t N, groups, K, M, taps;
+  int64_t N, groups, K, M;
   int64_t H_in, W_in, H_out, W_out;
+  // What follows while the sums are in cache, or null; on grids with step 1 only. `out` is then
+  // memory of its results for the sums to grow in, or null.
+  const ConvEpilogue<scalar_t>* epilogue = nullptr;
 };
 
-// weight * mask of the live taps, tiled for the vector registers; lanes beyond M are zero.
+// weight * mask of the given taps, in panels of produced channels as wide as a register tile is
+// high: [groups, panels, tap * K + k, channels of the panel].
 template <typename scalar_t>
 struct PackWeights {
   const scalar_t* weight;  // [groups * C_out, C_in, kH * kW], contiguous, C per group
   WeightMask<scalar_t> mask;
-  const int64_t* taps;  // live kernel positions
-  scalar_t* packed;     // [groups, m_tiles, taps, K, tile]
+  const int64_t* taps;  // kernel positions
+  scalar_t* packed;     // groups * C_out * C_in * tap_count elements
   int64_t tap_count, groups, C_out, C_in, kH, kW;
   bool transposed;  // false: K = C_in, M = C_out; true: K = C_out, M = C_in
 };
 
-// The gradient of the weight is summed in fixed chunks of image rows, so that no bit depends on the
-// number of threads. A unit is a block of `unit_rows` output rows of one image.
+// The gradient of the weight is summed in chunks of pixels that follow from the shape alone, so
+// that no bit depends on the number of threads. A unit is a block of grid pixels of one image.
 template <typename scalar_t>
 struct GradWeight {
   const scalar_t* x;     // [N, groups * C_in, H, W]
   const scalar_t* grad;  // [N, groups * C_out, H_out, W_out]
   WeightMask<scalar_t> mask;
   const int64_t* positions;  // live kernel positions
-  const GridTap* taps;       // the same taps as offsets, in the same order
-  scalar_t* partial;         // [chunks, groups, m_tiles, taps, C_in, tile]
+  Grid grid;                 // the output pixels, with the same taps in the same order
+  scalar_t* partial;         // [chunks, groups, taps * C_in, C_out rounded up to a tile]
   scalar_t* grad_weight;     // [groups * C_out, C_in, kH * kW], contiguous
-  int64_t tap_count, N, groups, C_out, C_in, H, W, H_out, W_out, kH, kW;
-  int64_t stride_h, stride_w;
-  int64_t unit_rows, units_per_image, chunks;
+  int64_t N, groups, C_out, C_in, H, W, kH, kW;
+  int64_t unit_pixels, units_per_image, chunks;
+  int64_t parts;  // of the patch rows; tasks of one chunk
 };
 
 constexpr int64_t simd_bytes(SimdLevel level) {
   return level == SimdLevel::kAvx512 ? 64 : level == SimdLevel::kAvx2 ? 32 : 16;
 }
 
-// Channels of a tile: two vector registers.
+// Lanes of a register tile, pixels or channels: two vector registers.
 template <SimdLevel level, typename scalar_t>
 constexpr int64_t kChannelTile = 2 * simd_bytes(level) / static_cast<int64_t>(sizeof(scalar_t));
 
@@ -123,24 +133,36 @@ constexpr int64_t tiles(int64_t channels, int64_t tile) {
   return (channels + tile - 1) / tile;
 }
 
-// Pairs (group, m_tile, k) in [begin, end) of groups * m_tiles * K.
+// Grid pixels that a unit of `correlate` has at most: four tiles of patches.
+template <SimdLevel level, typename scalar_t>
+constexpr int64_t kUnitPixels = 4 * kChannelTile<level, scalar_t>;
+
+// Grid pixels that a unit of the weight's gradient has at most.
+constexpr int64_t kGradUnitPixels = 256;
+
+// Pairs (group, channel summed over) in [begin, end) of groups * K.
 template <SimdLevel level, typename scalar_t>
 void pack_weights(const PackWeights<scalar_t>& params, int64_t begin, int64_t end);
 
-// Grid rows [begin, end) of N * grid.rows.
+// Elements of scratch memory that one thread of `correlate` needs.
 template <SimdLevel level, typename scalar_t>
-void correlate(const Correlation<scalar_t>& params, const Grid& grid, int64_t begin, int64_t end);
+int64_t correlate_scratch(const Correlation<scalar_t>& params);
+
+// Units (image, kUnitPixels grid pixels) in [begin, end).
+template <SimdLevel level, typename scalar_t>
+void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* scratch,
+               int64_t begin, int64_t end);
 
 // Elements of scratch memory that one thread of grad_weight_partial needs.
 template <SimdLevel level, typename scalar_t>
 int64_t grad_weight_scratch(const GradWeight<scalar_t>& params);
 
-// Tasks (chunk, group, m_tile) in [begin, end) of chunks * groups * m_tiles.
+// Tasks (chunk, group, part) in [begin, end) of chunks * groups * parts.
 template <SimdLevel level, typename scalar_t>
 void grad_weight_partial(const GradWeight<scalar_t>& params, scalar_t* scratch, int64_t begin,
                          int64_t end);
 
-// Sums the chunks: pairs (group, m_tile, ci) in [begin, end) of groups * m_tiles * C_in.
+// Sums the chunks: pairs (group, ci) in [begin, end) of groups * C_in.
 template <SimdLevel level, typename scalar_t>
 void grad_weight_reduce(const GradWeight<scalar_t>& params, int64_t begin, int64_t end);
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks._harness import IMPLEMENTATIONS, Case, time_case
+from benchmarks._harness import IMPLEMENTATIONS, Case, needs_float32, time_case
 from genfast.ops import philox_normal, philox_reference
 
 COUNTS = {"latent": 128 * 20, "image batch": 64 * 3 * 32 * 32, "large": 4_000_000}
@@ -12,19 +12,21 @@ COUNTS = {"latent": 128 * 20, "image batch": 64 * 3 * 32 * 32, "large": 4_000_00
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", COUNTS)
 def bench_philox(benchmark, name: str, implementation: str) -> None:
+    needs_float32()
     count = COUNTS[name]
     # The harness times gradients; a scalar factor gives it one without adding traffic.
     sample = Case((torch.ones((), requires_grad=True),), bytes_moved=4 * count)
 
     def eager(factor: torch.Tensor) -> torch.Tensor:
-        return factor * torch.randn(count)[0]
+        return factor * torch.randn(count, device=factor.device)[0]
 
     def ours(factor: torch.Tensor) -> torch.Tensor:
-        return factor * philox_normal((count,))[0]
+        return factor * philox_normal((count,), device=factor.device)[0]
 
     def check() -> None:
         plain = philox_reference((count,), torch.tensor([1]), 0, normal=True)
-        torch.testing.assert_close(philox_normal((count,), seed=1), plain, rtol=1e-6, atol=1e-6)
+        ours = philox_normal((count,), seed=1, device=plain.device)
+        torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-6)
 
     benchmark.group = f"philox {name} ({count})"
     time_case(benchmark, implementation, sample, eager=eager, genfast=ours, check=check)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.models._autoregressive import (
@@ -25,6 +24,7 @@ from genfast.models._base import (
     check_sizes,
     require,
 )
+from genfast.models._convolution import ReluChain, convolve
 from genfast.nn import MaskedConv2d
 from genfast.ops import gated_activation
 from genfast.sampling.distributions import Categorical, Distribution
@@ -75,7 +75,7 @@ class Gate(nn.Module):
     """Equation 4: tanh(f + V_f h) * sigmoid(g + V_g h), where f and g are halves of the input.
 
     V is a bias for each class, a matrix for an embedding, both, or nothing: it is the same at
-    every pixel.
+    every pixel. The convolution before the gate adds V h and applies the gate, where it can.
     """
 
     def __init__(self, config: GatedPixelCNNConfig) -> None:
@@ -88,13 +88,17 @@ class Gate(nn.Module):
         if self.of_label is not None:  # as a Linear of one-hot vectors would start
             nn.init.normal_(self.of_label.weight, std=config.classes**-0.5)
 
-    def forward(self, x: Tensor, labels: Tensor | None, embedding: Tensor | None) -> Tensor:
-        """Map [N, 2p, H, W] to [N, p, H, W]."""
+    def condition(self, labels: Tensor | None, embedding: Tensor | None) -> Tensor | None:
+        """V h [N, 2p], or None without conditioning."""
         condition = None if self.of_label is None else self.of_label(labels)
         if self.of_embedding is not None:
             of_embedding = self.of_embedding(embedding)
             condition = of_embedding if condition is None else condition + of_embedding
-        return gated_activation(x, condition)
+        return condition
+
+    def forward(self, x: Tensor, labels: Tensor | None, embedding: Tensor | None) -> Tensor:
+        """Map [N, 2p, H, W] to [N, p, H, W]."""
+        return gated_activation(x, self.condition(labels, embedding))
 
 
 class GatedLayer(nn.Module):
@@ -131,12 +135,14 @@ class GatedLayer(nn.Module):
         self, vertical: Tensor, horizontal: Tensor, labels: Tensor | None, embedding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Map the two stacks, [N, p, H, W] each, or twice the image, to [N, p, H, W] each."""
-        rows = self.vertical(F.pad(vertical, (0, 0, self.reach, 0)))
-        above = F.pad(rows, (0, 0, 1, -1))
-        mixed = self.horizontal(horizontal) + self.across(above)
-        out = self.out(self.horizontal_gate(mixed, labels, embedding))
-        if self.is_residual:
-            out = out + horizontal
+        reach = self.reach
+        rows = convolve(self.vertical, vertical, padding=(reach, reach, reach, 0))
+        mixed = self.horizontal(
+            horizontal, addend=self.horizontal_gate.condition(labels, embedding)
+        )
+        # Of the row above: shifted down by one.
+        gated = convolve(self.across, rows, padding=(0, 0, 1, -1), addend=mixed, activation="gate")
+        out = self.out(gated, residual=horizontal if self.is_residual else None)
         if self.vertical_gate is not None:
             vertical = self.vertical_gate(rows, labels, embedding)
         return vertical, out
@@ -161,7 +167,7 @@ class GatedPixelCNN(AutoregressiveModel):
             GatedLayer(config, is_first=index == 0, is_last=index == config.layers - 1)
             for index in range(config.layers)
         )
-        self.head = nn.Sequential(
+        self.head = ReluChain(
             nn.ReLU(),
             masked("B", config.channels, head, 1),
             nn.ReLU(),

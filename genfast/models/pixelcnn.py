@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genfast.models._autoregressive import AutoregressiveModel, categorical_log_prob, draw
 from genfast.models._base import check_image, check_sizes, require
+from genfast.models._convolution import ReluChain
 from genfast.nn import MaskedConv2d
 from genfast.sampling.distributions import Categorical, Distribution
 
@@ -59,7 +60,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, colours: int) -> None:
         super().__init__()
         conv = partial(MaskedConv2d, "B", data_channels=colours, channel_layout="blocks")
-        self.layers = nn.Sequential(
+        self.layers = ReluChain(
             nn.ReLU(),
             conv(2 * channels, channels, 1),
             nn.ReLU(),
@@ -70,7 +71,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, 2h, H, W] to the same shape."""
-        return x + cast(Tensor, self.layers(x))
+        return cast(Tensor, self.layers(x, residual=x))
 
 
 class PixelCNN(AutoregressiveModel):
@@ -93,7 +94,7 @@ class PixelCNN(AutoregressiveModel):
         self.blocks = nn.Sequential(
             *(ResidualBlock(config.channels, colours) for _ in range(config.blocks))
         )
-        self.head = nn.Sequential(
+        self.head = ReluChain(
             nn.ReLU(),
             conv("B", width, config.head_channels, 1),
             nn.ReLU(),

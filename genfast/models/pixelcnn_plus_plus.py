@@ -20,6 +20,7 @@ from genfast.models._base import (
     check_sizes,
     require,
 )
+from genfast.models._convolution import convolve
 from genfast.nn import logistic_mixture_nll
 from genfast.sampling.distributions import Distribution, LogisticMixture
 
@@ -89,7 +90,24 @@ def _shifted(
     conv = nn.Conv2d(inputs, outputs, kernel, stride)
     with torch.no_grad():
         conv.weight *= scale
-    return nn.Sequential(nn.ZeroPad2d(padding), weight_norm(conv))
+    return Shifted(nn.ZeroPad2d(padding), weight_norm(conv))
+
+
+class Shifted(nn.Sequential):
+    """A padding and a convolution, which pads by itself: no padded copy of the input is made."""
+
+    def forward(
+        self, input: Tensor, *, addend: Tensor | None = None, activation: str | None = None
+    ) -> Tensor:
+        """Map [N, C_in, H, W] to activation(convolution + addend); see `masked_conv2d`."""
+        pad, conv = self
+        return convolve(
+            cast(nn.Conv2d, conv),
+            input,
+            padding=cast(nn.ZeroPad2d, pad).padding,
+            addend=addend,
+            activation=activation,
+        )
 
 
 def down_shifted_transposed(filters: int) -> nn.Module:
@@ -134,12 +152,12 @@ class GatedResnet(nn.Module):
 
     def forward(self, x: Tensor, aside: Tensor | None, labels: Tensor | None) -> Tensor:
         """Map [N, F, H, W], beside it [N, aside, H, W], to [N, F, H, W]."""
-        inner = self.first(concat_elu(x))
+        beside = None
         if self.aside is not None:
-            inner = inner + self.aside(concat_elu(cast(Tensor, aside)))
-        inner = self.second(self.dropout(concat_elu(inner)))
-        if self.of_label is not None:
-            inner = inner + self.of_label(labels)[:, :, None, None]
+            beside = self.aside(concat_elu(cast(Tensor, aside)))
+        inner = self.first(concat_elu(x), addend=beside, activation="concat_elu")
+        of_label = None if self.of_label is None else self.of_label(labels)
+        inner = self.second(self.dropout(inner), addend=of_label)
         a, b = inner.chunk(2, dim=1)
         return cast(Tensor, x + a * torch.sigmoid(b))
 

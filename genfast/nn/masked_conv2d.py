@@ -191,10 +191,23 @@ class MaskedConv2d(nn.Conv2d):
         self.register_buffer("mask", mask.to(self.weight))
         self._find_taps()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Convolve [N, C_in, H, W] or [C_in, H, W] with the open weights."""
-        if input.dim() == 3:
-            return self.forward(input.unsqueeze(0)).squeeze(0)
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        addend: Tensor | None = None,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Convolve with the open weights: activation(conv(input) + addend) + residual in one op.
+
+        Args:
+            input: [N, C_in, H, W] or [C_in, H, W].
+            addend: None, of the convolution's shape, or [N, C_out].
+            activation: None, "relu", "elu", "concat_elu" (2 C_out channels) or "gate" (C_out/2
+                channels); see `genfast.ops.masked_conv2d`.
+            residual: None or of the result's shape.
+        """
         padding = self._explicit_padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -204,6 +217,9 @@ class MaskedConv2d(nn.Conv2d):
             self.weight,
             self.mask,
             self.bias,
+            addend=addend,
+            activation=activation,
+            residual=residual,
             stride=cast(Pair, self.stride),
             padding=padding,
             dilation=cast(Pair, self.dilation),

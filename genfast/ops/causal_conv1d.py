@@ -40,7 +40,8 @@ def causal_conv1d(
     made of convolutions of PyTorch and `gated_activation`.
 
     Args:
-        x: [N, R, T], floating point.
+        x: [N, R, T], floating point. On x86 processors numbers too small to be normal count as
+            zero, as in `masked_conv2d`.
         weight: [2G, R, k], as that of an `nn.Conv1d`; this and all others of the dtype and device
             of `x`.
         bias: [2G] or None.

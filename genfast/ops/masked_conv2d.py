@@ -4,19 +4,18 @@ Source: van den Oord, Kalchbrenner, Kavukcuoglu, "Pixel recurrent neural network
 section 3.4 (masked convolutions).
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops import _masked_conv2d_arguments as arguments
+from genfast.ops import _masked_conv2d_epilogue as epilogue
 
 # The taps travel to a CUDA kernel by value, so their number is bounded (kernels/masked_conv2d.h).
 _MOST_CUDA_TAPS = 512
-
-_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def masked_conv2d(
@@ -25,6 +24,9 @@ def masked_conv2d(
     mask: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    addend: torch.Tensor | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -37,43 +39,58 @@ def masked_conv2d(
     for some pair of channels.
 
     1. masked = weight * mask
-    2. out[n, co, h, w] = bias[co] + sum over live taps (kh, kw) and ci of masked[co, ci, kh, kw]
-       * x[n, ci, h*stride + kh*dilation - padding, w*stride + kw*dilation - padding]
+    2. conv[n, co, h, w] = bias[co] + sum over live taps (kh, kw) and ci of masked[co, ci, kh, kw]
+       * x[n, ci, h*stride + kh*dilation - top, w*stride + kw*dilation - left], zero outside x
+    3. out = activation(conv + addend) + residual
 
-    Equivalent to `F.conv2d(x, weight * mask, bias, stride, padding, dilation, groups)`, except that
-    what only dead taps reach is never read, and that a weight under a zero of the mask is never
-    used: NaN there stays there.
+    Step 2 is `F.conv2d(F.pad(x, padding), weight * mask, bias, stride, 0, dilation, groups)`,
+    except that what only dead taps reach is never read, that a weight under a zero of the mask is
+    never used (NaN there stays there), and that no padded copy is made. For the backward pass step
+    3 keeps its result (ReLU and ELU without a residual), conv + addend, or without an activation
+    nothing.
 
     Args:
         x: [N, C_in, H, W] or [C_in, H, W]; float16, bfloat16, float32 or float64, any strides
-            (contiguous is fastest). Half types are summed in float32.
+            (contiguous is fastest). Half types are summed in float32. On x86 processors numbers
+            too small to be normal count as zero: a few would make the sums many times as slow.
         weight: [C_out, C_in/groups, kH, kW], dtype and device of `x`.
         mask: bool or floating point, broadcastable to the weight. It gets no gradient.
         bias: [C_out] or None.
+        addend: None, of the convolution's shape, or [N, C_out] (the same at every pixel).
+        activation: None, "relu", "elu", "concat_elu" (ELU of conv + addend, then ELU of its
+            negative in C_out channels more) or "gate" (tanh of the first half of the channels times
+            sigmoid of the second: C_out/2 channels).
+        residual: None or of the result's shape.
         stride: Integer or pair, >= 1.
-        padding: Integer or pair, >= 0, or "same" (stride 1) or "valid".
+        padding: Integer or pair (rows, columns), >= 0; (left, right, top, bottom) as for `F.pad`,
+            where a negative number crops; "same" (stride 1; what is odd goes right and below) or
+            "valid".
         dilation: Integer or pair, >= 1.
         groups: Groups of channels.
         taps: The live taps, ascending, when the caller knows them (`live_taps` finds them once);
             taps left out count as dead. Without it a CUDA mask is read back at every call.
 
     Returns:
-        [N, C_out, H_out, W_out] or [C_out, H_out, W_out], contiguous, dtype of `x`. Differentiable
-        in x, weight and bias to any order; the gradient of a masked weight is exactly 0. The same
-        bits for every number of threads. Under autocast the operands are cast as for conv2d.
+        [N, C, H_out, W_out] or [C, H_out, W_out] with C of the activation, contiguous, dtype of
+        `x`. Differentiable in all but the mask to any order; the gradient of a masked weight is
+        exactly 0. The same bits for every number of threads. Under autocast the operands are cast
+        as for conv2d.
 
     Raises:
         InputError: if an argument breaks a rule above, or the mask requires a gradient.
     """
-    strides = _pair("stride", stride, 1)
-    dilations = _pair("dilation", dilation, 1)
-    _check_tensors(x, weight, mask, bias, groups)
+    strides = arguments.pair("stride", stride, 1)
+    dilations = arguments.pair("dilation", dilation, 1)
+    arguments.check_tensors(x, weight, mask, bias, groups)
     if x.dim() == 3:
         batched = masked_conv2d(
             x.unsqueeze(0),
             weight,
             mask,
             bias,
+            addend=None if addend is None else addend.unsqueeze(0),
+            activation=activation,
+            residual=None if residual is None else residual.unsqueeze(0),
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -81,21 +98,37 @@ def masked_conv2d(
             taps=taps,
         )
         return batched.squeeze(0)
-    x, paddings = _resolve_padding(x, weight, strides, padding, dilations)
-    _check_fit(x, weight, paddings, dilations)
+    kernel = weight.shape[2:]
+    paddings = arguments.sides(padding, kernel, strides, dilations)
+    arguments.check_fit(x, weight, paddings, dilations)
     known = _known_taps(taps, mask, weight)
+    geometry = known, strides, paddings, dilations, groups
+    plain = addend is None and activation is None and residual is None
+    if not plain:
+        size = arguments.output_size(x.shape[2:], kernel, strides, paddings, dilations)
+        epilogue.check_epilogue(
+            x, (x.shape[0], weight.shape[0], *size), addend, activation, residual
+        )
+        if addend is not None and addend.dim() == 2:
+            addend = addend.unsqueeze(2).unsqueeze(3)
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
-        out: torch.Tensor = torch.ops.genfast.masked_conv2d(
-            x, weight, mask, bias, known, strides, paddings, dilations, groups
-        )
-        return out
+        if plain:
+            out: torch.Tensor = torch.ops.genfast.masked_conv2d.default(
+                x, weight, mask, bias, *geometry
+            )
+            return out
+        operator = epilogue.operator_on(x.device)
+        return operator(x, weight, mask, bias, addend, residual, activation or "none", *geometry)
     return masked_conv2d_reference(
         x,
         weight,
         mask,
         bias,
+        addend=addend,
+        activation=activation,
+        residual=residual,
         stride=strides,
         padding=paddings,
         dilation=dilations,
@@ -110,6 +143,9 @@ def masked_conv2d_reference(
     mask: torch.Tensor,
     bias: torch.Tensor | None = None,
     *,
+    addend: torch.Tensor | None = None,
+    activation: str | None = None,
+    residual: torch.Tensor | None = None,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -123,7 +159,20 @@ def masked_conv2d_reference(
         kernel[list(taps)] = True
         live = live & kernel.view(weight.shape[2:])
     masked = torch.where(live, weight * mask.to(weight.dtype), 0)
-    return F.conv2d(x, masked, bias, stride, padding, dilation, groups)
+    steps = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
+    left, right, top, bottom = arguments.sides(padding, weight.shape[2:], *steps)
+    if left == right >= 0 and top == bottom >= 0:
+        out = F.conv2d(x, masked, bias, stride, (top, left), dilation, groups)
+    else:
+        padded = F.pad(x, (left, right, top, bottom))
+        out = F.conv2d(padded, masked, bias, stride, 0, dilation, groups)
+    if addend is not None and addend.dim() == out.dim() - 2:
+        addend = addend.unsqueeze(-1).unsqueeze(-1)
+    if x.dim() == 3:
+        return epilogue.apply_epilogue(
+            out.unsqueeze(0), addend, activation, residual, reference=True
+        ).squeeze(0)
+    return epilogue.apply_epilogue(out, addend, activation, residual, reference=True)
 
 
 def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
@@ -152,133 +201,13 @@ def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
 def _known_taps(
     taps: Sequence[int] | None, mask: torch.Tensor, weight: torch.Tensor
 ) -> list[int] | None:
-    if taps is None:
-        if torch.compiler.is_compiling() or mask.is_meta:
-            return None  # the values of a mask are unknown then; the operator looks for itself
-        shape = (*mask.shape[:-2], *weight.shape[2:])
-        return list(live_taps(mask.expand(shape)))
-    positions = weight.shape[2] * weight.shape[3]
-    known = [int(tap) for tap in taps]
-    ascending = all(a < b for a, b in pairwise(known))
-    if not ascending or (known and not 0 <= known[0] <= known[-1] < positions):
-        raise InputError(
-            f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), got taps={known}"
-        )
-    return known
-
-
-def _pair(name: str, value: int | Sequence[int], least: int) -> tuple[int, int]:
-    pair = tuple(value) if isinstance(value, Iterable) else (value, value)
-    if not all(isinstance(number, int) for number in pair):  # NumPy's integers, say
-        pair = tuple(number.__index__() for number in pair if hasattr(number, "__index__"))
-    if len(pair) != 2 or min(pair) < least:
-        raise InputError(
-            f"masked_conv2d: expected an integer or a pair of integers >= {least}, "
-            f"got {name}={value}"
-        )
-    return pair
-
-
-def _check_tensors(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    mask: torch.Tensor,
-    bias: torch.Tensor | None,
-    groups: int,
-) -> None:
-    if x.dim() not in (3, 4) or x.dtype not in _FLOATING:
-        raise InputError(
-            "masked_conv2d: expected floating point x of shape [N, C_in, H, W] or [C_in, H, W], "
-            f"got x.shape={tuple(x.shape)}, x.dtype={x.dtype}"
-        )
-    if weight.dim() != 4 or weight.numel() == 0:
-        raise InputError(
-            "masked_conv2d: expected weight of shape [C_out, C_in/groups, kH, kW], "
-            f"got weight.shape={tuple(weight.shape)}"
-        )
-    if groups < 1 or weight.shape[0] % groups or x.shape[-3] != weight.shape[1] * groups:
-        raise InputError(
-            "masked_conv2d: expected C_out divisible by groups and C_in = groups*weight.shape[1], "
-            f"got groups={groups}, x.shape={tuple(x.shape)}, weight.shape={tuple(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise InputError(
-            f"masked_conv2d: expected bias of shape [C_out={weight.shape[0]}], "
-            f"got bias.shape={tuple(bias.shape)}"
-        )
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is not None and (
-            (tensor.dtype != x.dtype and not autocast) or tensor.device != x.device
-        ):
-            raise InputError(
-                f"masked_conv2d: expected {name} of the dtype and device of x ({x.dtype} on "
-                f"{x.device}), got {tensor.dtype} on {tensor.device}"
-            )
-    if not (mask.dtype == torch.bool or mask.is_floating_point()) or mask.device != x.device:
-        raise InputError(
-            "masked_conv2d: expected a bool or floating point mask on the device of x "
-            f"({x.device}), got mask.dtype={mask.dtype}, mask.device={mask.device}"
-        )
-    sizes = zip(reversed(mask.shape), reversed(weight.shape), strict=False)
-    if not 2 <= mask.dim() <= 4 or any(m not in (1, w) for m, w in sizes):
-        raise InputError(
-            "masked_conv2d: expected a mask [..., kH, kW] that broadcasts to the weight "
-            f"{tuple(weight.shape)}, got mask.shape={tuple(mask.shape)}"
-        )
-    if mask.requires_grad:
-        raise InputError(
-            "masked_conv2d: expected a mask without gradient, got mask.requires_grad=True; "
-            "use F.conv2d(x, weight * mask) to learn a mask"
-        )
-
-
-def _resolve_padding(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    stride: tuple[int, int],
-    padding: int | Sequence[int] | str,
-    dilation: tuple[int, int],
-) -> tuple[torch.Tensor, tuple[int, int]]:
-    if not isinstance(padding, str):
-        return x, _pair("padding", padding, 0)
-    if padding == "valid":
-        return x, (0, 0)
-    if padding != "same" or stride != (1, 1):
-        raise InputError(
-            'masked_conv2d: expected an integer, a pair, "valid" or, with stride 1, "same", '
-            f"got padding={padding!r}, stride={stride}"
-        )
-    total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    if total[0] % 2 or total[1] % 2:  # the odd row or column goes below and to the right
-        x = F.pad(x, (0, total[1] % 2, 0, total[0] % 2))
-    return x, (total[0] // 2, total[1] // 2)
-
-
-def _check_fit(
-    x: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int], dilation: tuple[int, int]
-) -> None:
-    if any(size < 1 for size in _output_size(x.shape, weight.shape, (1, 1), padding, dilation)):
-        raise InputError(
-            "masked_conv2d: expected a kernel that fits into the padded input, got "
-            f"x.shape={tuple(x.shape)}, weight.shape={tuple(weight.shape)}, padding={padding}, "
-            f"dilation={dilation}"
-        )
-
-
-def _output_size(
-    x: Sequence[int],
-    weight: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    return [
-        (x[2 + a] + 2 * padding[a] - dilation[a] * (weight[2 + a] - 1) - 1) // stride[a] + 1
-        for a in (0, 1)
-    ]
+    if taps is not None:
+        return arguments.check_taps(taps, weight)
+    if torch.compiler.is_compiling() or mask.is_meta:
+        return None  # the values of a mask are unknown then; the operator looks for itself
+    shape = (*mask.shape[:-2], *weight.shape[2:])
+    return list(live_taps(mask.expand(shape)))
 
 
 if loaded():
-    from genfast.ops import _masked_conv2d_autograd as _masked_conv2d_autograd
+    from genfast.ops import _masked_conv2d_fakes as _masked_conv2d_fakes

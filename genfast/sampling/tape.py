@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 
 from genfast.errors import UnsupportedModelError
-from genfast.ops.causal_conv1d import composed
+from genfast.ops._masked_conv2d_epilogue import composed as masked_conv2d_in_parts
+from genfast.ops.causal_conv1d import composed as causal_conv1d_in_parts
 from genfast.sampling.origin import is_assertion, name_modules, user_line
 from genfast.sampling.recording import (
     KINDS,
@@ -408,15 +409,26 @@ _SPECIAL = {
 @cache
 def _parts_of(func: OpOverload) -> Callable[..., Any] | None:
     """What an op is made of, where that is recorded instead of the op."""
-    ops = torch.ops.genfast
-    if hasattr(ops, "causal_conv1d") and func is ops.causal_conv1d.default:
-        return composed
-    # Functions of torch arrive in their parts, except below autograd, where `composed` runs.
+    match func._name:
+        case "genfast::causal_conv1d":
+            return causal_conv1d_in_parts
+        case "genfast::masked_conv2d_activation":
+            return masked_conv2d_in_parts
+        case "genfast::_masked_conv2d_activation":  # what runs where gradients are recorded
+            return _without_kept
+    # Functions of torch arrive in their parts, except below autograd, where ours run.
     composite = "CompositeImplicitAutograd"
     if torch._C._dispatch_has_kernel_for_dispatch_key(func._name, composite):
         decompose: Callable[..., Any] = func.decompose
         return decompose
     return None
+
+
+def _without_kept(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The operator that keeps the pre-activation beside its result, for a backward to come."""
+    *given, _keep_pre = arguments
+    out = masked_conv2d_in_parts(*given)
+    return out, out.new_empty((0,))
 
 
 def _results(out: Any) -> list[tuple[int | None, Tensor]]:

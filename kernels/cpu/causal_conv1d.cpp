@@ -1,4 +1,5 @@
 #include "kernels/cpu/causal_conv1d_tile.h"
+#include "kernels/cpu/denormals.h"
 
 namespace genfast::cpu {
 namespace {
@@ -86,6 +87,7 @@ void causal_conv1d(const CausalConv1dInputs<scalar_t>& inputs,
                    const CausalConv1dPacked<scalar_t>& packed,
                    const CausalConv1dOutputs<scalar_t>& outputs, scalar_t* scratch, int64_t begin,
                    int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   const CausalConv1dShape& shape = inputs.shape;
   const int64_t residual_rows = shape.residual ? shape.R : 0;
   scalar_t* x = scratch;

@@ -1,4 +1,5 @@
 #include "kernels/cpu/causal_conv1d_tile.h"
+#include "kernels/cpu/denormals.h"
 
 namespace genfast::cpu {
 namespace {
@@ -106,6 +107,7 @@ void causal_conv1d_backward(const CausalConv1dInputs<scalar_t>& inputs,
                             const CausalConv1dPacked<scalar_t>& packed,
                             const CausalConv1dGradients<scalar_t>& gradients, scalar_t* scratch,
                             int64_t begin, int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   const CausalConv1dShape& shape = inputs.shape;
   const int64_t tiles = causal_conv1d_tiles(shape);
   const int64_t gates = 2 * shape.G, heads = shape.heads();
@@ -143,6 +145,7 @@ void causal_conv1d_backward_x(const CausalConv1dInputs<scalar_t>& inputs,
                               const CausalConv1dPacked<scalar_t>& packed,
                               const CausalConv1dGradients<scalar_t>& gradients, scalar_t* scratch,
                               int64_t begin, int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   constexpr int64_t columns = kTileColumns<scalar_t>, lanes = kLanes<scalar_t>;
   const CausalConv1dShape& shape = inputs.shape;
   const int64_t gates = 2 * shape.G;

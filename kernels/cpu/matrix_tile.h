@@ -26,33 +26,32 @@ struct Panels {
 };
 
 // to[m, c] (+)= the sum over k of a[m * row_step + k * k_step] * b[k * b_step + c], for one
-// register tile. A packed panel has row_step 1 and its M rows as k_step.
-template <typename scalar_t, int M, int64_t row_step, int64_t k_step, bool accumulate>
+// register tile. A packed panel has row_step 1 and its M rows as k_step. What was there is added
+// last: a long running sum would round every product at its full size.
+template <typename scalar_t, int M, int vectors, int64_t row_step, int64_t k_step, bool accumulate>
 void multiply_tile(const scalar_t* a, const scalar_t* b, int64_t b_step, int64_t K, scalar_t* to,
                    int64_t to_step) {
-  using V = Vector<scalar_t>;
-  constexpr int lanes = kLanes<scalar_t>;
-  V sum[M][2];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) {
-    sum[m][0] = accumulate ? load(to + m * to_step) : V{};
-    sum[m][1] = accumulate ? load(to + m * to_step + lanes) : V{};
-  }
+  Vector<scalar_t> sum[M][vectors] = {};
   for (int64_t k = 0; k < K; ++k) {
-    const V first = load(b), second = load(b + lanes);
+    Vector<scalar_t> factor[vectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) factor[v] = load(b + v * kLanes<scalar_t>);
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) {
-      const V value = broadcast(a[m * row_step]);
-      sum[m][0] = fused_multiply_add(value, first, sum[m][0]);
-      sum[m][1] = fused_multiply_add(value, second, sum[m][1]);
+      const Vector<scalar_t> value = broadcast(a[m * row_step]);
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) sum[m][v] = fused_multiply_add(value, factor[v], sum[m][v]);
     }
     a += k_step;
     b += b_step;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m) {
-    store(to + m * to_step, sum[m][0]);
-    store(to + m * to_step + lanes, sum[m][1]);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) {
+      scalar_t* at = to + m * to_step + v * kLanes<scalar_t>;
+      store(at, accumulate ? load(at) + sum[m][v] : sum[m][v]);
+    }
   }
 }
 
@@ -66,16 +65,16 @@ MultiplyTile<scalar_t> multiply_packed(int64_t rows) {
   if constexpr (M < kTileRows) {
     if (rows > M) return multiply_packed<scalar_t, M + 1>(rows);
   }
-  return multiply_tile<scalar_t, M, 1, M, false>;
+  return multiply_tile<scalar_t, M, 2, 1, M, false>;
 }
 
-// The instance that adds up rows which lie `row_step` apart.
-template <typename scalar_t, int64_t row_step, int M = 1>
+// The instance that adds to a tile of one or two vectors the product of rows `row_step` apart.
+template <typename scalar_t, int64_t row_step, int vectors = 2, int M = 1>
 MultiplyTile<scalar_t> multiply_rows(int64_t rows) {
   if constexpr (M < kTileRows) {
-    if (rows > M) return multiply_rows<scalar_t, row_step, M + 1>(rows);
+    if (rows > M) return multiply_rows<scalar_t, row_step, vectors, M + 1>(rows);
   }
-  return multiply_tile<scalar_t, M, row_step, 1, true>;
+  return multiply_tile<scalar_t, M, vectors, row_step, 1, true>;
 }
 
 // to[c, r] = from[r, c] for `rows` rows and `columns` columns, multiples of a vector both.

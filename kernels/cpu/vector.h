@@ -119,6 +119,56 @@ GENFAST_INLINE void store_first(double* to, DoubleVector value, int64_t count) {
 #endif
 }
 
+// Which lanes of a vector to load, from one bit a lane; `load_where` leaves the others zero and
+// does not read them.
+#if defined(__AVX512F__) || !defined(__AVX2__)
+template <typename scalar_t>
+using LaneMask = uint32_t;
+template <typename scalar_t>
+GENFAST_INLINE LaneMask<scalar_t> lane_mask(uint32_t bits) {
+  return bits;
+}
+#else
+template <typename scalar_t>
+using LaneMask = __m256i;
+template <typename scalar_t>
+GENFAST_INLINE __m256i lane_mask(uint32_t bits) {
+  if constexpr (sizeof(scalar_t) == sizeof(float)) {
+    const __m256i lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(bits));
+    return _mm256_cmpeq_epi32(_mm256_and_si256(all, lanes), lanes);
+  } else {
+    const __m256i lanes = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i all = _mm256_set1_epi64x(bits);
+    return _mm256_cmpeq_epi64(_mm256_and_si256(all, lanes), lanes);
+  }
+}
+#endif
+
+template <typename scalar_t>
+GENFAST_INLINE Vector<scalar_t> load_where(const scalar_t* from, LaneMask<scalar_t> mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(scalar_t) == sizeof(float)) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from);
+  } else {
+    return _mm512_maskz_loadu_pd(static_cast<__mmask8>(mask), from);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(scalar_t) == sizeof(float)) {
+    return _mm256_maskload_ps(from, mask);
+  } else {
+    return _mm256_maskload_pd(from, mask);
+  }
+#else
+  if (mask == (1u << kLanes<scalar_t>)-1) return load(from);
+  Vector<scalar_t> value{};
+  for (int lane = 0; lane < kLanes<scalar_t>; ++lane) {
+    if (mask >> lane & 1u) value[lane] = from[lane];
+  }
+  return value;
+#endif
+}
+
 // One exchange of a transposition: swaps the blocks of `half` lanes off the diagonal of the pair.
 template <typename scalar_t, int half, int... lane>
 GENFAST_INLINE void exchange(Vector<scalar_t>& a, Vector<scalar_t>& b,

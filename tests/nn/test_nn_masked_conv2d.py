@@ -193,3 +193,15 @@ def test_a_mask_from_a_state_dict_counts_when_compiled():
         layer.load_state_dict(state)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), reference(layer, torch.ones_like(layer.mask), x))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_computes_what_follows_the_convolution(padding_mode, batched):
+    layer = MaskedConv2d("B", 2, 6, 3, padding=1, padding_mode=padding_mode)
+    x, addend = torch.randn(2, 2, 5, 4), torch.randn(2, 6, 5, 4)
+    a, b = (layer(x) + addend).chunk(2, dim=1)
+    expected = torch.tanh(a) * torch.sigmoid(b) + a
+    pick = (lambda tensor: tensor) if batched else (lambda tensor: tensor[0])
+    out = layer(pick(x), addend=pick(addend), activation="gate", residual=pick(a))
+    torch.testing.assert_close(out, pick(expected))

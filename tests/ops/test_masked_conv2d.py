@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genfast._extension import has_kernel
 from genfast.errors import InputError
@@ -24,7 +25,7 @@ class Case:
     size: tuple[int, int] = (7, 6)
     kernel: tuple[int, int] = (3, 3)
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
+    padding: tuple[int, ...] = (1, 1)  # rows and columns, or left, right, top, bottom
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     mask: str = "B"
@@ -37,6 +38,17 @@ class Case:
             "dilation": self.dilation,
             "groups": self.groups,
         }
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Padding in the order of F.pad."""
+        rows, columns = self.padding[0], self.padding[-1]
+        return self.padding if len(self.padding) == 4 else (columns, columns, rows, rows)
+
+    @property
+    def arguments(self) -> tuple:
+        """The options in the order of the operators."""
+        return self.stride, self.sides, self.dilation, self.groups
 
     def inputs(self, dtype=torch.float32, device="cpu") -> tuple[torch.Tensor, ...]:
         """x, weight, mask, bias; the first, second and last require gradients."""
@@ -66,6 +78,8 @@ def make_mask(kind: str, weight_shape: tuple[int, ...]) -> torch.Tensor:
             return (causal * torch.linspace(-1, 2, kH * kW).view(kH, kW)).to(torch.float32)
         case "channels":
             return torch.arange(weight_shape[0]).view(-1, 1, 1, 1) % 2 == 0
+        case "all":
+            return torch.ones(1, 1, dtype=torch.bool)
         case "closed":
             return torch.zeros(1, 1, kH, kW, dtype=torch.bool)
     raise AssertionError(kind)
@@ -93,13 +107,22 @@ CASES = {
     "factors": Case(mask="factors"),
     "channels": Case(mask="channels"),
     "closed": Case(mask="closed"),
+    "vertical": Case(C_in=6, size=(8, 9), kernel=(2, 3), padding=(1, 1, 1, 0), mask="all"),
+    "vertical-7": Case(size=(6, 5), kernel=(4, 7), padding=(3, 3, 3, 0), mask="all"),
+    "row-shift": Case(C_in=8, C_out=8, kernel=(1, 1), padding=(0, 0, 1, -1), mask="all"),
+    "shift-right": Case(C_in=2, kernel=(2, 2), padding=(2, -1, 1, 0), mask="all"),
+    "cropped": Case(size=(9, 12), padding=(-2, -3, -1, -4)),
+    "crop-and-stride": Case(
+        C_in=4, C_out=6, size=(13, 11), stride=(2, 3), dilation=(2, 1), padding=(-1, 4, 5, -3)
+    ),
+    "all-cropped": Case(size=(4, 5), kernel=(1, 2), padding=(0, 2, -4, 3), mask="all"),
     "empty": Case(N=0),
 }
 
 
 def convolved(case: Case, x, weight, mask, bias) -> torch.Tensor:
-    options = case.options.values()
-    return F.conv2d(x, weight * mask.to(weight.dtype), bias, *options)
+    masked = weight * mask.to(weight.dtype)
+    return F.conv2d(F.pad(x, case.sides), masked, bias, case.stride, 0, case.dilation, case.groups)
 
 
 def with_gradients(out, leaves, grad) -> tuple[torch.Tensor, ...]:
@@ -191,6 +214,7 @@ SMALL = {
     "all": Case(
         N=1, C_in=4, C_out=2, size=(6, 5), stride=(2, 1), dilation=(1, 2), groups=2, mask="factors"
     ),
+    "sides": Case(N=1, C_in=2, C_out=2, size=(4, 5), kernel=(2, 2), padding=(2, -1, -1, 1)),
 }
 
 
@@ -199,7 +223,7 @@ def forms(case: Case, device: torch.device) -> dict:
     x, weight, mask, bias = case.inputs(torch.float64, device)
     grad = torch.randn_like(masked_conv2d(x, weight, mask, **case.options)).requires_grad_()
     taps = list(live_taps(mask))
-    options = tuple(case.options.values())
+    options = case.arguments
     return {
         "forward": (
             lambda x, w, b: OPS.masked_conv2d(x, w, mask, b, taps, *options),
@@ -224,35 +248,37 @@ def test_derivatives_of_first_and_second_order(device, name, form) -> None:
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_computes_only_the_gradients_asked_for(device, monkeypatch) -> None:
-    from genfast.ops import _masked_conv2d_autograd as autograd
+class Calls(TorchDispatchMode):
+    """The operators of ours that run in this context."""
 
-    class Spy:
-        def __init__(self) -> None:
-            self.called: list[str] = []
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
 
-        def __getattr__(self, name: str):
-            self.called.append(name)
-            return getattr(OPS, name)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "genfast":
+            self.names.append(func.name().removeprefix("genfast::"))
+        return func(*args, **(kwargs or {}))
 
+
+def test_computes_only_the_gradients_asked_for(device) -> None:
+    needs_kernel(device)
     for wanted, expected in ((0, "_masked_conv2d_grad_input"), (1, "_masked_conv2d_grad_weight")):
         x, weight, mask, bias = (t.detach() for t in Case().inputs(device=device))
         leaf = (x, weight)[wanted].requires_grad_()
         out = masked_conv2d(x, weight, mask, bias)
-        spy = Spy()
-        monkeypatch.setattr(autograd.torch.ops, "genfast", spy)
-        torch.autograd.grad(out.sum(), leaf)
-        monkeypatch.undo()
-        assert spy.called == [expected]
+        with Calls() as calls:
+            torch.autograd.grad(out.sum(), leaf)
+        assert calls.names == [expected]
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["taps", "no-taps"])
-@pytest.mark.parametrize("name", ["odd", "all", "empty"])
+@pytest.mark.parametrize("name", ["odd", "all", "crop-and-stride", "empty"])
 def test_opcheck(device, name, known) -> None:
     case = CASES[name]
     x, weight, mask, bias = case.inputs(device=device)
     taps = list(live_taps(mask)) if known else None
-    options = tuple(case.options.values())
+    options = case.arguments
     torch.library.opcheck(OPS.masked_conv2d.default, (x, weight, mask, bias, taps, *options))
     grad = torch.randn_like(masked_conv2d(x, weight, mask, **case.options)).requires_grad_()
     torch.library.opcheck(
@@ -316,7 +342,9 @@ def refusals() -> dict:
                 "expected a mask without gradient",
             ),
             "stride": ({"stride": 0}, "expected an integer or a pair of integers >= 1, got stride"),
-            "padding": ({"padding": (1, -1)}, "expected an integer or a pair .* got padding"),
+            "padding": ({"padding": (1, -1)}, r"expected .* \(left, right, top, bottom\), got pad"),
+            "three-sides": ({"padding": (1, 1, 1)}, "expected an integer or a pair .* got padding"),
+            "crop": ({"padding": (9, 0, 9, -8)}, "expected padding that crops no more than"),
             "dilation": ({"dilation": (1, 1, 1)}, "expected an integer or a pair .* got dilation"),
             "same-stride": ({"padding": "same", "stride": 2}, 'expected .* with stride 1, "same"'),
             "word": ({"padding": "reflect"}, "expected .* got padding='reflect'"),
@@ -338,7 +366,7 @@ def test_operators_refuse_bad_input_too() -> None:
     x, weight, mask, bias = (t.detach() for t in Case().inputs())
     grad = masked_conv2d(x, weight, mask)
     ones, zeros = (1, 1), (0, 0)
-    tail = (ones, zeros, ones, 1)
+    tail = (ones, (0, 0, 0, 0), ones, 1)
     for operator, arguments, message in (
         (OPS.masked_conv2d, (x[0], weight, mask, bias, None, *tail), "expected x of shape"),
         (OPS.masked_conv2d, (x, weight, mask[:2], bias, None, *tail), "that broadcasts"),
@@ -347,6 +375,12 @@ def test_operators_refuse_bad_input_too() -> None:
         (OPS.masked_conv2d, (x, weight, mask, bias, [4, 4], *tail), "expected ascending taps"),
         (OPS.masked_conv2d, (x, weight, mask, bias, [9], *tail), "expected ascending taps"),
         (OPS.masked_conv2d, (x, weight, mask, bias, None, zeros, *tail[1:]), "got stride"),
+        (OPS.masked_conv2d, (x, weight, mask, bias, None, ones, zeros, ones, 1), "got padding"),
+        (
+            OPS.masked_conv2d,
+            (x, weight, mask, bias, None, ones, (9, 0, 0, -8), ones, 1),
+            "crops no more than the input",
+        ),
         (OPS.masked_conv2d, (x, weight.double(), mask, bias, None, *tail), "dtype and device of x"),
         (
             OPS._masked_conv2d_grad_input,

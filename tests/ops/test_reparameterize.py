@@ -8,7 +8,7 @@ import torch
 from genfast.errors import InputError
 from genfast.ops import philox_normal, reparameterize, reparameterize_reference
 from tests.tolerances import assert_as_accurate_as_eager
-from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
 
 SHAPES = [(1, 1), (4, 20), (3, 7), (2, 257), (5, 3, 4, 2), (6,), (0, 8), (3, 0), (1, 5003)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -154,6 +154,7 @@ def test_gradients_that_are_one_number_are_the_dense_ones(device) -> None:
             assert torch.equal(a, b)
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(4, 20), (5, 3, 4, 2), (2, 2500), (0, 8), (6,)], ids=str)
 @pytest.mark.parametrize(("beta", "free_bits"), [WEIGHTS[0], WEIGHTS[-1]])

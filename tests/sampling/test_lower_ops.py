@@ -1,13 +1,14 @@
 """Every op with a rule, lowered on its own, against the op itself."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genfast.ops import gated_activation
+from genfast.ops import gated_activation, masked_conv2d
 from tests.sampling.graphs import compiled, run
 
 Function = Callable[[Tensor], Tensor]
@@ -507,6 +508,58 @@ def test_convolution(name: str) -> None:
     conv = CONVOLUTIONS[name].double()
     with torch.no_grad():
         check(conv)
+
+
+KERNEL, KERNEL_BIAS = torch.randn(6, 4, 2, 3, dtype=torch.float64), torch.randn(6).double()
+RASTER = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def _masked(x: Tensor, **options: Any) -> Tensor:
+    return masked_conv2d(x, KERNEL, RASTER, KERNEL_BIAS, **options)
+
+
+MASKED: dict[str, Function] = {
+    "rows above": lambda x: _masked(x, padding=(1, 1, 1, 0)),
+    "same": lambda x: _masked(x, padding="same"),
+    "shifted and cropped": lambda x: _masked(x, padding=(2, -1, -1, 3)),
+    "row shift": lambda x: masked_conv2d(
+        x, KERNEL[..., :1, :1], torch.ones(1, 1), padding=(0, 0, 1, -1)
+    ),
+    "shift of a row": lambda x: masked_conv2d(
+        x[:, :, :1], KERNEL[..., :1, :1], torch.ones(1, 1), padding=(0, 0, 1, -1)
+    ),
+    "strided": lambda x: _masked(x, padding=(3, 0, 1, 2), stride=2),
+    "residual": lambda x: _masked(x, padding="same", residual=x.repeat(1, 2, 1, 1)[:, :6]),
+    "relu": lambda x: _masked(x, padding="same", activation="relu"),
+    "elu of a sum": lambda x: _masked(
+        x, padding="same", activation="elu", addend=x.repeat(1, 2, 1, 1)[:, 1:7]
+    ),
+    "concat_elu": lambda x: _masked(
+        x, activation="concat_elu", addend=torch.ones(len(x), 6).double()
+    ),
+    "gate": lambda x: _masked(
+        x, padding="same", activation="gate", addend=KERNEL_BIAS.expand(len(x), 6)
+    ),
+    "gate and residual": lambda x: _masked(
+        x, padding="same", activation="gate", addend=_masked(x, padding="same"), residual=x[:, :3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_convolution(name: str) -> None:
+    with torch.no_grad():
+        check(MASKED[name])
+
+
+def test_masked_convolution_that_records_gradients() -> None:
+    def function(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            kernel = KERNEL.clone().requires_grad_()
+            inner = masked_conv2d(x, kernel, RASTER, padding="same", activation="gate")
+            return masked_conv2d(inner, kernel[:, :3], RASTER, activation="relu").detach()
+
+    check(function)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])

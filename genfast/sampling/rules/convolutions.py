@@ -42,6 +42,21 @@ def convolution(
     transposed: bool,
     groups: int,
 ) -> Signal:
+    return _convolution(low, input, weight, bias, stride, padding, dilation, transposed, groups)
+
+
+def _convolution(
+    low: Lowering,
+    input: Operand,
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sequence[int],
+    before: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    groups: int,
+) -> Signal:
+    """A convolution with padding `before` the first position; the output's shape says the rest."""
     if not isinstance(input, Signal) or not isinstance(weight, Tensor):
         low.refuse("its weight depends on the input or on conditions")
     if not (bias is None or isinstance(bias, Tensor)):
@@ -56,7 +71,7 @@ def convolution(
         KernelAxis(*each, transposed=transposed)
         for each in zip(
             _each(stride, rank),
-            _each(padding, rank),
+            _each(before, rank),
             _each(dilation, rank),
             weight.shape[2:],
             strict=True,
@@ -85,7 +100,8 @@ def _masked_conv2d(
         kernel[list(taps)] = True
         live = live & kernel.view(weight.shape[2:])
     masked = torch.where(live, weight * mask.to(weight.dtype), 0)
-    return convolution(low, x, masked, bias, stride, padding, dilation, False, groups)
+    before = (padding[2], padding[0])  # of (left, right, top, bottom)
+    return _convolution(low, x, masked, bias, stride, before, dilation, False, groups)
 
 
 if hasattr(torch.ops.genfast, "masked_conv2d"):  # else its parts are recorded
@@ -97,7 +113,7 @@ class KernelAxis:
     """The arithmetic of a convolution along one axis."""
 
     stride: int
-    padding: int
+    padding: int  # before the first position; negative: positions cut off
     dilation: int
     kernel: int
     transposed: bool

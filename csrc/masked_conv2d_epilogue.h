@@ -1,0 +1,66 @@
+// The tensors of what follows a convolution: activation(conv + addend) + residual.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+#include <vector>
+
+#include "csrc/masked_conv2d.h"
+#include "kernels/conv_epilogue.h"
+
+namespace genfast {
+
+// An error unless the tensor is absent or of the dtype and device of x.
+void check_alike(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x);
+
+// Checked operands of an epilogue, and where its results go.
+struct Epilogue {
+  Activation activation;
+  std::vector<int64_t> sizes;  // of the convolution's result
+  at::Tensor addend, residual, out, kept;
+
+  // After a convolution of x that gives these sizes; `kept` is its result with the addend, if it is
+  // wanted.
+  Epilogue(Activation activation, const at::Tensor& x, std::vector<int64_t> sizes,
+           const std::optional<at::Tensor>& addend, const std::optional<at::Tensor>& residual,
+           bool keep_pre);
+
+  // After one whose result `pre` is nobody else's: its memory is used again.
+  Epilogue(Activation activation, const at::Tensor& pre, const std::optional<at::Tensor>& addend,
+           const std::optional<at::Tensor>& residual, bool keep_pre);
+
+  template <typename storage_t>
+  ConvEpilogue<storage_t> params() const {
+    const auto input = [](const at::Tensor& tensor) {
+      return tensor.defined() ? static_cast<const storage_t*>(tensor.const_data_ptr()) : nullptr;
+    };
+    const auto output = [](const at::Tensor& tensor) {
+      return tensor.defined() ? static_cast<storage_t*>(tensor.mutable_data_ptr()) : nullptr;
+    };
+    const int64_t C = sizes[1], pixels = sizes[2] * sizes[3];
+    const bool rows = addend.defined() && addend.sizes() == at::IntArrayRef(sizes);
+    return {activation,
+            sizes[0],
+            C,
+            pixels,
+            input(addend),
+            rows ? C * pixels : C,
+            rows ? pixels : 1,
+            rows ? 1 : 0,
+            input(residual),
+            output(out),
+            output(kept)};
+  }
+
+ private:
+  void set_operands(const std::optional<at::Tensor>& addend,
+                    const std::optional<at::Tensor>& residual, const at::Tensor& x);
+};
+
+// The convolution on the CPU: into `out` or, when something follows it, into the epilogue's.
+void convolve_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mask,
+                  const std::optional<at::Tensor>& bias, at::OptionalIntArrayRef taps,
+                  const Conv2dShape& shape, at::Tensor* out, const Epilogue* epilogue);
+
+}  // namespace genfast

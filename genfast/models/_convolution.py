@@ -1,0 +1,57 @@
+"""What the autoregressive models compute with convolutions and what stands around them."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from genfast.nn import MaskedConv2d
+from genfast.ops import masked_conv2d
+
+
+def convolve(
+    conv: nn.Conv2d,
+    x: Tensor,
+    *,
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+    addend: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Apply the weights of a convolution, with other padding and what follows it in one op.
+
+    Args:
+        conv: of dilation 1 and one group.
+        x: [N, C_in, H, W].
+        padding: (left, right, top, bottom) as for `F.pad`; negative numbers crop.
+        addend: see `genfast.ops.masked_conv2d`, as for `activation` and `residual`.
+        activation: what is applied to the sum.
+        residual: what is added to the result.
+    """
+    weight = conv.weight
+    return masked_conv2d(
+        x,
+        weight,
+        torch.ones((1, 1), dtype=torch.bool, device=weight.device),
+        conv.bias,
+        addend=addend,
+        activation=activation,
+        residual=residual,
+        stride=conv.stride,
+        padding=padding,
+        taps=range(weight.shape[2] * weight.shape[3]),
+    )
+
+
+class ReluChain(nn.Sequential):
+    """ReLUs and masked convolutions in turn; a ReLU after a convolution is part of its op."""
+
+    def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
+        """Apply all of them to [N, C, H, W], and add the residual to the result."""
+        first, *rest = self
+        assert isinstance(first, nn.ReLU)
+        convolutions = [cast(MaskedConv2d, layer) for layer in rest[::2]]
+        x = cast(Tensor, first(input))
+        for conv in convolutions[:-1]:
+            x = conv(x, activation="relu")
+        return cast(Tensor, convolutions[-1](x, residual=residual))
