@@ -152,7 +152,7 @@ Tensor masked_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& ma
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Conv2dShape shape = conv2d_shape(x.sizes(), weight.sizes(), options);
   Tensor out = at::empty(output_sizes(shape), x.options(), at::MemoryFormat::Contiguous);
-  convolve_cpu(x, weight, mask, bias, taps, shape, &out, nullptr);
+  convolve_cpu(x, weight, mask, bias, taps, shape, /*rectified=*/false, &out, nullptr);
   return out;
 }
 
@@ -160,39 +160,8 @@ Tensor masked_conv2d_grad_input_cpu(const Tensor& grad, const Tensor& weight, co
                                     at::OptionalIntArrayRef taps, at::IntArrayRef input_size,
                                     at::IntArrayRef stride, at::IntArrayRef padding,
                                     at::IntArrayRef dilation, int64_t groups) {
-  check_conv2d_pair("grad", grad, "weight", weight);
-  const Conv2dShape s =
-      grad_input_shape(grad, weight.sizes(), input_size, {stride, padding, dilation, groups});
-  if (at::isReducedFloatingType(grad.scalar_type())) {
-    return masked_conv2d_grad_input_cpu(grad.to(at::kFloat), weight.to(at::kFloat), mask, taps,
-                                        input_size, stride, padding, dilation, groups)
-        .to(grad.scalar_type());
-  }
-  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), grad.device());
-  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
-  Tensor grad_x = at::empty(input_sizes(s), grad.options(), at::MemoryFormat::Contiguous);
-  if (grad_x.numel() == 0) return grad_x;
-  const Tensor grad_dense = grad.contiguous();
-  const Tensor weight_dense = weight.contiguous();
-  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
-    using scalar_t = decltype(zero);
-    for (int64_t first_h = 0; first_h < std::min(s.stride_h, s.H); ++first_h) {
-      for (int64_t first_w = 0; first_w < std::min(s.stride_w, s.W); ++first_w) {
-        std::vector<int64_t> met;
-        std::vector<cpu::GridTap> grid_taps;
-        const cpu::Grid grid = input_grid(s, first_h, first_w, live, met, grid_taps);
-        const Tensor packed =
-            packed_weights<level(), scalar_t>(weight_dense, full_mask, met, s, true);
-        correlate<level()>(
-            cpu::Correlation<scalar_t>{
-                grad_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(), nullptr,
-                grad_x.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_out / s.groups,
-                s.C_in / s.groups, s.H_out, s.W_out, s.H, s.W},
-            grid);
-      }
-    }
-  });
-  return grad_x;
+  return grad_input_cpu(grad, weight, mask, std::nullopt, taps, input_size,
+                        {stride, padding, dilation, groups});
 }
 
 Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask,
@@ -272,7 +241,7 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
 
 void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                   const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
-                  const Conv2dShape& s, Tensor* out, const Epilogue* epilogue) {
+                  const Conv2dShape& s, bool rectified, Tensor* out, const Epilogue* epilogue) {
   check_conv2d_pair("x", x, "weight", weight);
   if (bias.has_value()) check_conv2d_bias(*bias, weight);
   const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
@@ -301,9 +270,51 @@ void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
             x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
             bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
             s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
-            after.has_value() ? &*after : nullptr},
+            after.has_value() ? &*after : nullptr, rectified},
         grid);
   });
+}
+
+Tensor grad_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask,
+                      const std::optional<Tensor>& open, at::OptionalIntArrayRef taps,
+                      at::IntArrayRef input_size, const Conv2dOptions& options) {
+  check_conv2d_pair("grad", grad, "weight", weight);
+  const Conv2dShape s = grad_input_shape(grad, weight.sizes(), input_size, options);
+  if (at::isReducedFloatingType(grad.scalar_type())) {
+    const auto wide_open = open.has_value() ? std::optional(open->to(at::kFloat)) : std::nullopt;
+    return grad_input_cpu(grad.to(at::kFloat), weight.to(at::kFloat), mask, wide_open, taps,
+                          input_size, options)
+        .to(grad.scalar_type());
+  }
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), grad.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  Tensor grad_x = at::empty(input_sizes(s), grad.options(), at::MemoryFormat::Contiguous);
+  if (grad_x.numel() == 0) return grad_x;
+  // With a stride the grids of pixels have steps: a pass of its own follows.
+  const bool fused = open.has_value() && s.stride_h == 1 && s.stride_w == 1;
+  const Tensor open_dense = open.has_value() ? open->contiguous() : Tensor();
+  const Tensor grad_dense = grad.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    for (int64_t first_h = 0; first_h < std::min(s.stride_h, s.H); ++first_h) {
+      for (int64_t first_w = 0; first_w < std::min(s.stride_w, s.W); ++first_w) {
+        std::vector<int64_t> met;
+        std::vector<cpu::GridTap> grid_taps;
+        const cpu::Grid grid = input_grid(s, first_h, first_w, live, met, grid_taps);
+        const Tensor packed =
+            packed_weights<level(), scalar_t>(weight_dense, full_mask, met, s, true);
+        correlate<level()>(
+            cpu::Correlation<scalar_t>{
+                grad_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(), nullptr,
+                grad_x.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_out / s.groups,
+                s.C_in / s.groups, s.H_out, s.W_out, s.H, s.W, nullptr, false,
+                fused ? open_dense.const_data_ptr<scalar_t>() : nullptr},
+            grid);
+      }
+    }
+  });
+  return open.has_value() && !fused ? at::threshold_backward(grad_x, open_dense, 0) : grad_x;
 }
 
 TORCH_LIBRARY_IMPL(genfast, CPU, m) {

@@ -44,14 +44,12 @@ def convolve(
 
 
 class ReluChain(nn.Sequential):
-    """ReLUs and masked convolutions in turn; a ReLU after a convolution is part of its op."""
+    """ReLUs and masked convolutions in turn; the ReLUs are part of the convolutions' ops."""
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """Apply all of them to [N, C, H, W], and add the residual to the result."""
-        first, *rest = self
-        assert isinstance(first, nn.ReLU)
-        convolutions = [cast(MaskedConv2d, layer) for layer in rest[::2]]
-        x = cast(Tensor, first(input))
+        assert all(isinstance(layer, nn.ReLU) for layer in self[::2])
+        x, convolutions = input, [cast(MaskedConv2d, layer) for layer in self[1::2]]
         for conv in convolutions[:-1]:
-            x = conv(x, activation="relu")
-        return cast(Tensor, convolutions[-1](x, residual=residual))
+            x = conv(x, activation="relu", rectify=x is input)
+        return cast(Tensor, convolutions[-1](x, residual=residual, rectify=x is input))
