@@ -155,21 +155,31 @@ Kept backward_cuda(const Tensor& grad, const Tensor& kept, c10::string_view name
 }
 #endif
 
-// The gradient by x of a convolution of max(0, x).
-Tensor grad_rectified_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                          const Tensor& mask, at::OptionalIntArrayRef taps, at::IntArrayRef stride,
-                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  return grad_input_cpu(grad, weight, mask, x, taps, x.sizes().slice(2),
-                        {stride, padding, dilation, groups});
+// The gradients by x and by the weight of a convolution of max(0, x), as far as they are needed.
+Kept grad_rectified_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                        const Tensor& mask, at::OptionalIntArrayRef taps, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                        bool need_x, bool need_weight) {
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  const auto size = [](const Tensor& tensor) { return tensor.sizes().slice(2); };
+  return {need_x ? grad_input_cpu(grad, weight, mask, x, taps, size(x), options) : none_kept(x),
+          need_weight
+              ? grad_weight_cpu(grad, x, mask, /*rectified=*/true, taps, size(weight), options)
+              : none_kept(x)};
 }
 
 #if defined(GENFAST_WITH_CUDA)
-Tensor grad_rectified_cuda(const Tensor& grad, const Tensor& x, const Tensor& weight,
-                           const Tensor& mask, at::OptionalIntArrayRef taps,
-                           c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                           c10::SymIntArrayRef dilation, c10::SymInt groups) {
-  const ConvGeometry geometry{taps, stride, padding, dilation, std::move(groups)};
-  return at::threshold_backward(call_grad_input(grad, weight, mask, spatial(x), geometry), x, 0);
+Kept grad_rectified_cuda(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                         const Tensor& mask, at::OptionalIntArrayRef taps,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                         c10::SymIntArrayRef dilation, c10::SymInt groups, bool need_x,
+                         bool need_weight) {
+  const ConvGeometry g{taps, stride, padding, dilation, std::move(groups)};
+  const auto of_x = [&] {
+    return at::threshold_backward(call_grad_input(grad, weight, mask, spatial(x), g), x, 0);
+  };
+  return {need_x ? of_x() : none_kept(x),
+          need_weight ? call_grad_weight(grad, x.relu(), mask, spatial(weight), g) : none_kept(x)};
 }
 #endif
 

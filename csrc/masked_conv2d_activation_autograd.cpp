@@ -89,18 +89,29 @@ Kept backward_formula(const Tensor& grad, const Tensor& kept, Activation activat
   return {reduced ? grad_pre.to(kept.scalar_type()) : grad_pre, sums};
 }
 
-using GradRectifiedOp = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               at::OptionalIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                               c10::SymIntArrayRef, c10::SymInt);
+using GradRectifiedOp = Kept(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                             at::OptionalIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                             c10::SymIntArrayRef, c10::SymInt, bool, bool);
 
-// In two operators that know their derivatives where somebody may ask for these.
-Tensor grad_rectified(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& mask,
-                      const ConvGeometry& g) {
-  if (at::GradMode::is_enabled()) {
-    return at::threshold_backward(call_grad_input(grad, weight, mask, spatial(x), g), x, 0);
+// The gradients by x and the weight, the needed ones.
+Kept grad_both(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& mask,
+               const ConvGeometry& g, bool rectify, bool need_x, bool need_weight) {
+  if (rectify && !at::GradMode::is_enabled()) {
+    static const auto op = find_op<GradRectifiedOp>("genfast::_masked_conv2d_grad_rectified");
+    auto [of_x, of_weight] = op.call(grad, x, weight, mask, g.taps, g.stride, g.padding, g.dilation,
+                                     g.groups, need_x, need_weight);
+    return {need_x ? of_x : Tensor(), need_weight ? of_weight : Tensor()};
   }
-  static const auto op = find_op<GradRectifiedOp>("genfast::_masked_conv2d_grad_rectified");
-  return op.call(grad, x, weight, mask, g.taps, g.stride, g.padding, g.dilation, g.groups);
+  // In operators that know their derivatives: somebody may ask for these.
+  Tensor of_x, of_weight;
+  if (need_x) {
+    of_x = call_grad_input(grad, weight, mask, spatial(x), g);
+    if (rectify) of_x = at::threshold_backward(of_x, x, 0);
+  }
+  if (need_weight) {
+    of_weight = call_grad_weight(grad, rectify ? x.relu() : x, mask, spatial(weight), g);
+  }
+  return {of_x, of_weight};
 }
 
 // Returns the pre-activation as a second output where the backward needs it: as an output it has a
@@ -168,15 +179,9 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
     }
     if (!grad_pre.defined()) return result;
     const SavedGeometry geometry(ctx);
-    const bool rectify = ctx->saved_data["rectify"].toBool();
-    if (needed(0)) {
-      result[0] = rectify ? grad_rectified(grad_pre, x, weight, mask, geometry.get())
-                          : call_grad_input(grad_pre, weight, mask, spatial(x), geometry.get());
-    }
-    if (needed(1)) {
-      result[1] =
-          call_grad_weight(grad_pre, rectify ? x.relu() : x, mask, spatial(weight), geometry.get());
-    }
+    std::tie(result[0], result[1]) =
+        grad_both(grad_pre, x, weight, mask, geometry.get(), ctx->saved_data["rectify"].toBool(),
+                  needed(0), needed(1));
     if (!sums.defined() && (need_bias || addend == 1)) {
       const bool reduced = at::isReducedFloatingType(x.scalar_type());
       sums = grad_pre.sum(at::IntArrayRef{2, 3}, false,
@@ -256,8 +261,8 @@ TORCH_LIBRARY_FRAGMENT(genfast, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_masked_conv2d_grad_rectified(Tensor grad, Tensor x, Tensor weight, Tensor mask,"
-      " int[]? taps, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups)"
-      " -> Tensor",
+      " int[]? taps, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups,"
+      " bool need_x, bool need_weight) -> (Tensor grad_x, Tensor grad_weight)",
       {at::Tag::pt2_compliant_tag});
 }
 

@@ -19,7 +19,8 @@ constexpr int64_t kPackGrain = 1 << 14;  // weights
 // than that is worth; and more tasks than this cost memory without keeping more threads busy.
 constexpr int64_t kChunkPixels = 1024;
 constexpr int64_t kMostTasks = 64;
-constexpr int64_t kPartRows = 448;  // of patches; each part transposes the gradient again
+constexpr int64_t kMostCopied = 1 << 18;  // numbers of an image: half of a second level cache
+constexpr int64_t kPartRows = 448;        // of patches; each part transposes the gradient again
 
 int64_t grain(int64_t total, int64_t work_per_item) {
   return std::max<int64_t>(1, total / std::max<int64_t>(1, work_per_item));
@@ -168,73 +169,8 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
                                      at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
                                      at::IntArrayRef stride, at::IntArrayRef padding,
                                      at::IntArrayRef dilation, int64_t groups) {
-  check_conv2d_pair("grad", grad, "x", x);
-  const Conv2dShape s =
-      grad_weight_shape(grad, x.sizes(), kernel_size, {stride, padding, dilation, groups});
-  if (at::isReducedFloatingType(grad.scalar_type())) {
-    return masked_conv2d_grad_weight_cpu(grad.to(at::kFloat), x.to(at::kFloat), mask, taps,
-                                         kernel_size, stride, padding, dilation, groups)
-        .to(grad.scalar_type());
-  }
-  const std::vector<int64_t> sizes = weight_sizes(s);
-  const Tensor full_mask = expand_mask(mask, sizes, grad.scalar_type(), grad.device());
-  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
-  Tensor grad_weight = at::empty(sizes, grad.options());
-  if (grad.numel() == 0 || x.numel() == 0 || live.empty()) return grad_weight.zero_();
-  const Tensor grad_dense = grad.contiguous();
-  const Tensor x_dense = x.contiguous();
-  std::vector<cpu::GridTap> grid_taps;
-  const cpu::Grid grid = output_grid(s, live, grid_taps);
-  const int64_t C_in = s.C_in / s.groups;
-  const int64_t C_out = s.C_out / s.groups;
-  const int64_t pixels = s.H_out * s.W_out;
-  const int64_t rows = grid.tap_count * C_in;
-  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
-    using scalar_t = decltype(zero);
-    constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
-    const int64_t padded = cpu::tiles(C_out, tile) * tile;
-    // Units of nearly equal size, whole rows where these are short.
-    const int64_t whole = s.W_out <= cpu::kGradUnitPixels ? s.W_out : 1;
-    const int64_t pieces = pixels / whole;
-    const int64_t most = cpu::kGradUnitPixels / whole;
-    const int64_t unit_pixels = ceil_div(pieces, ceil_div(pieces, most)) * whole;
-    const int64_t units_per_image = ceil_div(pixels, unit_pixels);
-    const int64_t parts = ceil_div(rows, kPartRows);
-    const int64_t chunks = std::clamp<int64_t>(
-        s.N * pixels / kChunkPixels, 1,
-        std::min(s.N * units_per_image, ceil_div(kMostTasks, s.groups * parts)));
-    const Tensor partial = at::empty({chunks * s.groups * rows * padded}, grad.options());
-    const cpu::GradWeight<scalar_t> params{x_dense.const_data_ptr<scalar_t>(),
-                                           grad_dense.const_data_ptr<scalar_t>(),
-                                           weight_mask<scalar_t>(full_mask),
-                                           live.data(),
-                                           grid,
-                                           partial.mutable_data_ptr<scalar_t>(),
-                                           grad_weight.mutable_data_ptr<scalar_t>(),
-                                           s.N,
-                                           s.groups,
-                                           C_out,
-                                           C_in,
-                                           s.H,
-                                           s.W,
-                                           s.kH,
-                                           s.kW,
-                                           unit_pixels,
-                                           units_per_image,
-                                           chunks,
-                                           parts};
-    const int64_t scratch_size = cpu::grad_weight_scratch<level()>(params);
-    const int64_t tasks = chunks * s.groups * parts;
-    const int64_t work = s.N * pixels / chunks * (rows / parts + 1) * padded;
-    at::parallel_for(0, tasks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
-      const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
-      cpu::grad_weight_partial<level()>(params, static_cast<scalar_t*>(scratch.get()), begin, end);
-    });
-    at::parallel_for(
-        0, s.groups * C_in, grain(kPackGrain, chunks * grid.tap_count * padded),
-        [&](int64_t begin, int64_t end) { cpu::grad_weight_reduce<level()>(params, begin, end); });
-  });
-  return grad_weight;
+  return grad_weight_cpu(grad, x, mask, /*rectified=*/false, taps, kernel_size,
+                         {stride, padding, dilation, groups});
 }
 
 }  // namespace
@@ -315,6 +251,80 @@ Tensor grad_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& ma
     }
   });
   return open.has_value() && !fused ? at::threshold_backward(grad_x, open_dense, 0) : grad_x;
+}
+
+Tensor grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask, bool rectified,
+                       at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
+                       const Conv2dOptions& options) {
+  check_conv2d_pair("grad", grad, "x", x);
+  const Conv2dShape s = grad_weight_shape(grad, x.sizes(), kernel_size, options);
+  if (at::isReducedFloatingType(grad.scalar_type())) {
+    return grad_weight_cpu(grad.to(at::kFloat), x.to(at::kFloat), mask, rectified, taps,
+                           kernel_size, options)
+        .to(grad.scalar_type());
+  }
+  const std::vector<int64_t> sizes = weight_sizes(s);
+  const Tensor full_mask = expand_mask(mask, sizes, grad.scalar_type(), grad.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  Tensor grad_weight = at::empty(sizes, grad.options());
+  if (grad.numel() == 0 || x.numel() == 0 || live.empty()) return grad_weight.zero_();
+  const Tensor grad_dense = grad.contiguous();
+  // Large images are rectified by a pass of its own: threads have copies of small ones.
+  const bool copies = rectified && s.C_in / s.groups * s.H * s.W <= kMostCopied;
+  const Tensor x_dense = rectified && !copies ? x.relu().contiguous() : x.contiguous();
+  std::vector<cpu::GridTap> grid_taps;
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
+  const int64_t C_in = s.C_in / s.groups;
+  const int64_t C_out = s.C_out / s.groups;
+  const int64_t pixels = s.H_out * s.W_out;
+  const int64_t rows = grid.tap_count * C_in;
+  dispatch(grad.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    constexpr int64_t tile = cpu::kChannelTile<level(), scalar_t>;
+    const int64_t padded = cpu::tiles(C_out, tile) * tile;
+    // Units of nearly equal size, whole rows where these are short.
+    const int64_t whole = s.W_out <= cpu::kGradUnitPixels ? s.W_out : 1;
+    const int64_t pieces = pixels / whole;
+    const int64_t most = cpu::kGradUnitPixels / whole;
+    const int64_t unit_pixels = ceil_div(pieces, ceil_div(pieces, most)) * whole;
+    const int64_t units_per_image = ceil_div(pixels, unit_pixels);
+    const int64_t parts = ceil_div(rows, kPartRows);
+    const int64_t chunks = std::clamp<int64_t>(
+        s.N * pixels / kChunkPixels, 1,
+        std::min(s.N * units_per_image, ceil_div(kMostTasks, s.groups * parts)));
+    const Tensor partial = at::empty({chunks * s.groups * rows * padded}, grad.options());
+    const cpu::GradWeight<scalar_t> params{x_dense.const_data_ptr<scalar_t>(),
+                                           grad_dense.const_data_ptr<scalar_t>(),
+                                           weight_mask<scalar_t>(full_mask),
+                                           live.data(),
+                                           grid,
+                                           partial.mutable_data_ptr<scalar_t>(),
+                                           grad_weight.mutable_data_ptr<scalar_t>(),
+                                           s.N,
+                                           s.groups,
+                                           C_out,
+                                           C_in,
+                                           s.H,
+                                           s.W,
+                                           s.kH,
+                                           s.kW,
+                                           unit_pixels,
+                                           units_per_image,
+                                           chunks,
+                                           parts,
+                                           copies};
+    const int64_t scratch_size = cpu::grad_weight_scratch<level()>(params);
+    const int64_t tasks = chunks * s.groups * parts;
+    const int64_t work = s.N * pixels / chunks * (rows / parts + 1) * padded;
+    at::parallel_for(0, tasks, grain(kGrain, work), [&](int64_t begin, int64_t end) {
+      const c10::DataPtr scratch = allocate(scratch_size * int64_t{sizeof(scalar_t)});
+      cpu::grad_weight_partial<level()>(params, static_cast<scalar_t*>(scratch.get()), begin, end);
+    });
+    at::parallel_for(
+        0, s.groups * C_in, grain(kPackGrain, chunks * grid.tap_count * padded),
+        [&](int64_t begin, int64_t end) { cpu::grad_weight_reduce<level()>(params, begin, end); });
+  });
+  return grad_weight;
 }
 
 TORCH_LIBRARY_IMPL(genfast, CPU, m) {

@@ -70,4 +70,9 @@ at::Tensor grad_input_cpu(const at::Tensor& grad, const at::Tensor& weight, cons
                           const std::optional<at::Tensor>& open, at::OptionalIntArrayRef taps,
                           at::IntArrayRef input_size, const Conv2dOptions& options);
 
+// The gradient by the weight of a convolution of x, or of max(0, x) if rectified.
+at::Tensor grad_weight_cpu(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mask,
+                           bool rectified, at::OptionalIntArrayRef taps,
+                           at::IntArrayRef kernel_size, const Conv2dOptions& options);
+
 }  // namespace genfast

@@ -123,7 +123,8 @@ struct GradWeight {
   scalar_t* grad_weight;     // [groups * C_out, C_in, kH * kW], contiguous
   int64_t N, groups, C_out, C_in, H, W, kH, kW;
   int64_t unit_pixels, units_per_image, chunks;
-  int64_t parts;  // of the patch rows; tasks of one chunk
+  int64_t parts;           // of the patch rows; tasks of one chunk
+  bool rectified = false;  // `x` counts as max(0, x)
 };
 
 constexpr int64_t simd_bytes(SimdLevel level) {

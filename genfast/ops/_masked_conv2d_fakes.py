@@ -117,5 +117,9 @@ def _grad_rectified_fake(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-) -> torch.Tensor:
-    return x.new_empty(x.shape)
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape if need_x else (0,)), x.new_empty(
+        weight.shape if need_weight else (0,)
+    )

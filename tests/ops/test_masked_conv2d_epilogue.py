@@ -530,6 +530,7 @@ RECTIFIED = {
     "large": {"N": 1, "C_in": 9, "size": (31, 37), "kernel": 5},
     "empty": {"N": 0},
     "strided": {"stride": 2, "size": (9, 8)},
+    "large-image": {"N": 1, "C_in": 64, "C_out": 2, "size": (66, 65), "kernel": 1},
 }
 
 
