@@ -23,10 +23,9 @@ ROOMS = {
 
 # (op, room) -> why the file is absent.
 ABSENT = {
-    ("masked_conv2d", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
-    ("logistic_mixture_nll", "Triton kernel"): "the same",
+    ("logistic_mixture_nll", "Triton kernel"): "one GPU kernel is enough until a GPU times both",
     ("categorical_nll", "Triton kernel"): "the same",
-    ("gated_activation", "Triton kernel"): "one GPU kernel is enough until a GPU has timed both",
+    ("gated_activation", "Triton kernel"): "the same",
     ("causal_conv1d", "CUDA kernel"): "composed of torch's convolutions and gated_activation",
     ("causal_conv1d", "Triton kernel"): "composed of torch's convolutions and gated_activation",
 }

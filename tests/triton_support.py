@@ -41,13 +41,25 @@ def _mend_interpreter() -> None:
     """Makes the interpreter count as hardware does, and loop under NumPy 2.4.
 
     By itself it rounds the product and the sum of `tl.fma` apart; in float64 the product of two
-    float32 numbers is exact. And it converts arrays with one element by `int`, which NumPy refuses.
+    float32 numbers is exact. It multiplies the bits of bfloat16 matrices as if they were integers.
+    And it converts arrays with one element by `int`, which NumPy refuses.
     """
     from triton.runtime import interpreter
 
     def create_fma(_self, x, y, z):
         wide = x.data.astype(np.float64) * y.data + z.data
         return interpreter.TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
+
+    multiply = interpreter.InterpreterBuilder.create_dot
+
+    def widened(x):
+        if not x.dtype.scalar.is_bf16():
+            return x
+        bits = x.data.astype(np.uint32) << 16
+        return interpreter.TensorHandle(bits.view(np.float32), interpreter.tl.float32)
+
+    def create_dot(self, a, b, *rest):
+        return multiply(self, widened(a), widened(b), *rest)
 
     patch_tensor = interpreter._patch_lang_tensor
 
@@ -56,6 +68,7 @@ def _mend_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter.InterpreterBuilder.create_fma = create_fma
+    interpreter.InterpreterBuilder.create_dot = create_dot
     interpreter._patch_lang_tensor = patch_tensor_and_index
 
 

@@ -1,13 +1,18 @@
 """What follows a masked convolution at each pixel: activation(conv + addend) + residual."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
+from genfast._extension import loaded
 from genfast.errors import InputError
 from genfast.ops._masked_conv2d_arguments import check_alike
 from genfast.ops.gated_activation import gated_activation, gated_activation_reference
+
+_FUSED_ON_CUDA = loaded() and torch._C._dispatch_has_kernel_for_dispatch_key(
+    "genfast::_masked_conv2d_activation", "CUDA"
+)
 
 ACTIVATIONS = ("relu", "elu", "concat_elu", "gate")
 
@@ -77,6 +82,12 @@ def apply_epilogue(
             gate = gated_activation_reference if reference else gated_activation
             out = gate(out, condition)
     return out if residual is None else out + residual
+
+
+def operator_on(device: torch.device) -> Callable[..., torch.Tensor]:
+    """The fused operator or, where only the convolution has a kernel (Triton's), its parts."""
+    fused = device.type != "cuda" or _FUSED_ON_CUDA
+    return torch.ops.genfast.masked_conv2d_activation.default if fused else composed
 
 
 def composed(

@@ -114,15 +114,13 @@ def masked_conv2d(
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
-        ops = torch.ops.genfast
-        out: torch.Tensor = (
-            ops.masked_conv2d.default(x, weight, mask, bias, *geometry)
-            if plain
-            else ops.masked_conv2d_activation.default(
-                x, weight, mask, bias, addend, residual, activation or "none", *geometry
+        if plain:
+            out: torch.Tensor = torch.ops.genfast.masked_conv2d.default(
+                x, weight, mask, bias, *geometry
             )
-        )
-        return out
+            return out
+        operator = epilogue.operator_on(x.device)
+        return operator(x, weight, mask, bias, addend, residual, activation or "none", *geometry)
     return masked_conv2d_reference(
         x,
         weight,

@@ -486,3 +486,18 @@ def test_operators_refuse_bad_input_too() -> None:
         )
     with pytest.raises(RuntimeError, match="expected grad of the result's shape"):
         OPS._masked_conv2d_activation_backward(addend, addend, "gate", False)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_without_a_fused_kernel_the_parts_run(activation, monkeypatch) -> None:
+    from genfast.ops import _masked_conv2d_epilogue as epilogue
+
+    monkeypatch.setattr(epilogue, "_FUSED_ON_CUDA", False)
+    parts = epilogue.operator_on(torch.device("cuda"))
+    x, weight = torch.randn(2, 4, 5, 6), torch.randn(6, 4, 3, 3)
+    mask, addend = torch.ones(3, 3, dtype=torch.bool), torch.randn(2, 6, 1, 1)
+    geometry = (None, (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    name = activation or "none"
+    ours = parts(x, weight, mask, None, addend, None, name, *geometry)
+    fused = OPS.masked_conv2d_activation(x, weight, mask, None, addend, None, name, *geometry)
+    torch.testing.assert_close(ours, fused)
