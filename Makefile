@@ -13,7 +13,7 @@ PINS := constraints.txt pyproject.toml
 # Threads that wait sleep soon: tests and demo stay quick on a machine that others use too.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help build demo test lint format bench sanitize clean
+.PHONY: help build demo test lint format bench sanitize gpu dryrun clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -37,7 +37,7 @@ format: build ## rewrite sources in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter-out CMakeLists.txt setup.py,$(NATIVE))
 
-bench: build ## time every op beside eager and compiled PyTorch; RESULTS=FILE.json keeps and plots it
+bench: build ## time ops and training steps beside eager and compiled PyTorch; RESULTS=FILE.json keeps and plots it
 	$(BIN)/python -m pytest benchmarks -q -W default --benchmark-columns=median,iqr,rounds --benchmark-group-by=group \
 	  $(if $(RESULTS),--results $(RESULTS))
 
@@ -53,6 +53,14 @@ sanitize: build ## op tests with the C++ under address and undefined behaviour s
 	LD_PRELOAD="$(call preload,libasan.so) $(call preload,libstdc++.so)" PYTHONPATH=$(SANITIZED) \
 	  ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  $(BIN)/python -m pytest -o pythonpath="$(SANITIZED) ." -p no:cacheprovider $(SANITIZE_TESTS)
+
+# Nothing is installed but genfast itself: torch, nvcc and Triton are the machine's own.
+gpu: ## on a CUDA machine without a network: build, test, sanitize and measure; RESULTS=FOLDER STEPS=build,...
+	$(PYTHON) -m benchmarks.cuda_machine --out $(or $(RESULTS),runs/gpu) $(if $(STEPS),--steps $(STEPS))
+
+dryrun: build ## the same on the CPU, a little of every step
+	$(BIN)/python -m benchmarks.cuda_machine --dry-run --out $(or $(RESULTS),runs/dryrun) || \
+	  { tail -n 200 $(or $(RESULTS),runs/dryrun)/logs.txt; exit 1; }
 
 clean: ## remove the environment, the build and the runs
 	rm -rf $(VENV) build dist runs *.egg-info genfast/_C.*.so genfast/_build_info.json

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 # Far larger than any cache; large enough that a product runs at full speed.
-_COPY_ELEMENTS = {"cpu": 2**26, "cuda": 2**28}
+_COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 _MATMUL_SIZE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -20,20 +20,25 @@ def synchronized_clock() -> float:
     return time.perf_counter()
 
 
-def measure_peaks(device: torch.device, seconds: float = 1.0) -> dict[str, float]:
-    """Copy bandwidth in GB/s, reading and writing counted, and float32 products in GFLOP/s.
+def measure_peaks(
+    device: torch.device, seconds: float = 1.0, dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Copy bandwidth in GB/s, reading and writing counted, and matrix products in GFLOP/s.
 
     The fastest of many runs counts: a peak is what the machine does when nothing disturbs it.
 
     Args:
         device: The CPU, with torch's present number of threads, or a GPU.
         seconds: How long to measure each, about.
+        dtype: Of the numbers copied and multiplied.
     """
-    source = torch.ones(_COPY_ELEMENTS[device.type], device=device)
+    count = _COPY_BYTES[device.type] // dtype.itemsize
+    source = torch.ones(count, device=device, dtype=dtype)
     target = torch.empty_like(source)
     copy = _fastest(lambda: target.copy_(source), device, seconds)
     size = _MATMUL_SIZE[device.type]
-    factor = torch.ones(size, size, device=device)
+    # Random: a GPU multiplies numbers that are all alike with less power, and so faster.
+    factor = torch.randn(size, size, device=device).to(dtype)
     product = torch.empty_like(factor)
     matmul = _fastest(lambda: torch.mm(factor, factor, out=product), device, seconds)
     return {

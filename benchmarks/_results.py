@@ -1,5 +1,6 @@
 """The results of one run of the op benchmarks, as JSON content."""
 
+import os
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def collect(
-    benchmarks: Iterable[Metadata], device: torch.device, command: str, peak_seconds: float = 1.0
+    benchmarks: Iterable[Metadata],
+    device: torch.device,
+    command: str,
+    peak_seconds: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Gather what was timed, where and with what, and measure the machine's peaks.
 
@@ -28,11 +33,12 @@ def collect(
         device: Where the ops ran.
         command: What was typed.
         peak_seconds: How long to measure each peak, about.
+        dtype: Of the tensors that the ops were timed on.
 
     Returns:
         JSON content; `benchmarks.render` says how it reads.
     """
-    peaks = measure_peaks(device, peak_seconds)
+    peaks = measure_peaks(device, peak_seconds, dtype)
     groups: dict[str, dict[str, Metadata]] = {}
     for bench in benchmarks:
         groups.setdefault(bench.group, {})[bench.params["implementation"]] = bench
@@ -42,6 +48,7 @@ def collect(
         "machine": machine(device),
         "versions": versions(),
         "simd_level": _simd_level(),
+        "dtype": str(dtype).removeprefix("torch."),
         "peaks": {name: _rounded(value) for name, value in peaks.items()},
         "cases": [
             _case(group, rows, peaks)
@@ -104,7 +111,12 @@ def _simd_level() -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the sources, with "-dirty" when they were changed since; None outside git."""
+    """The commit of the sources, with "-dirty" when they were changed since; None outside git.
+
+    A copy of the sources without git is told by GENFAST_COMMIT.
+    """
+    if "GENFAST_COMMIT" in os.environ:
+        return os.environ["GENFAST_COMMIT"]
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """Options of the op benchmarks, and the table and file that a run ends with."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,18 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks._harness import in_turn
 from benchmarks._peaks import synchronized_clock
 from benchmarks._results import collect
 from benchmarks.render import table, write
 from genfast._files import make_folder
 
 DEVICE = pytest.StashKey[torch.device]()
+DTYPE = pytest.StashKey[torch.dtype]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("genfast")
     group.addoption(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where the ops are timed"
+    )
+    group.addoption(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the tensors that the ops are timed on",
     )
     group.addoption(
         "--results",
@@ -31,6 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[DEVICE] = torch.device(config.getoption("--device"))
+    config.stash[DTYPE] = getattr(torch, config.getoption("--dtype"))
     if config.stash[DEVICE].type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device: expected one that is there, got cuda")
     path = config.getoption("--results")
@@ -41,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = in_turn(items)
     if config.stash[DEVICE].type == "cuda":
         # A round holds many steps and ends when the GPU has done them: neither the launch of a
         # kernel nor the wait for it is taken for the time of a step.
@@ -51,12 +62,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def default_device(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Tensors of a case are made on the device; `time_case` ends this before the clock runs."""
+    """Tensors of a case are made on the device; `time_case` ends this before the clock runs.
+
+    float32 means float32: PyTorch's convolutions would round the factors to TF32 on their own, and
+    whoever allows that times another case.
+    """
     torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = request.config.stash[DEVICE]
     torch.set_default_device(device if device.type == "cuda" else None)
+    torch.set_default_dtype(request.config.stash[DTYPE])
     yield
     torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
 
 
 def pytest_terminal_summary(
@@ -66,8 +84,10 @@ def pytest_terminal_summary(
     timed = [] if session is None else [each for each in session.benchmarks if each.stats.data]
     if not timed:
         return
+    # A run that is cut short ends here too; what it has timed is not to be lost by a late Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     command = shlex.join(["pytest", *sys.argv[1:]])
-    results = collect(timed, config.stash[DEVICE], command)
+    results = collect(timed, config.stash[DEVICE], command, dtype=config.stash[DTYPE])
     terminalreporter.write_line("")
     for line in table(results):
         terminalreporter.write_line(line)

@@ -63,16 +63,17 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
     yield (
         f"{of['processor']}, {where}, {of['system']}; torch {versions['torch']}, genfast "
         f"{versions['genfast']} at {results['commit'] or 'an unknown commit'}, SIMD level "
-        f"{results['simd_level'] or 'none: the extension is not loaded'}; float32."
+        f"{results['simd_level'] or 'none: the extension is not loaded'}; {_numbers(results)}."
     )
     yield ""
     yield f"`{results['command']}`"
     yield ""
     yield (
-        "Forward and backward; medians, with the quantiles 0.2 to 0.8 in brackets. Rates of "
-        "genfast are the least traffic and the arithmetic of a case over its time. They are shares "
+        "Forward and backward, or whole training steps where the name says so; medians, with the "
+        "quantiles 0.2 to 0.8 in brackets. Rates of genfast are the least traffic and the "
+        "arithmetic of a case over its time, where these are counted. They are shares "
         "of what the same run measured in plain PyTorch: copies of large tensors at "
-        f"{digits(peaks['copy_gb_per_s'])} GB/s and float32 matrix products at "
+        f"{digits(peaks['copy_gb_per_s'])} GB/s and {results['dtype']} matrix products at "
         f"{digits(peaks['matmul_gflop_per_s'])} GFLOP/s. Cases that fit a cache exceed the first. "
         "Memory is by how much one step grows it, of eager, compiled and genfast."
     )
@@ -85,6 +86,12 @@ def _lines(results: Mapping[str, Any], stem: str) -> Iterator[str]:
         yield f"![Roofline]({stem}-roofline.svg)"
 
 
+def _numbers(results: Mapping[str, Any]) -> str:
+    """The dtype of the case, and what a GPU might have made of it."""
+    exact = results["machine"]["accelerator"] and results["dtype"] == "float32"
+    return f"{results['dtype']}{', without TF32' if exact else ''}"
+
+
 def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
     seconds, speedup = case["seconds"], case["speedup"]
     return (
@@ -92,8 +99,8 @@ def _cells(case: Mapping[str, Any]) -> tuple[str, ...]:
         *(_milliseconds(seconds[name]) for name in ("eager", "compiled", "genfast")),
         digits(speedup["eager"]),
         digits(speedup["compiled"]),
-        digits(case["gb_per_s"]),
-        f"{case['share_of_copy']:.0%}",
+        digits(case["gb_per_s"]) if case["bytes_moved"] else "",
+        f"{case['share_of_copy']:.0%}" if case["bytes_moved"] else "",
         digits(case["gflop_per_s"]) if case["flops"] else "",
         f"{case['share_of_matmul']:.0%}" if case["flops"] else "",
         " / ".join(_mebibytes(timing["peak_bytes"]) for timing in seconds.values()),

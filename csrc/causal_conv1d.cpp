@@ -107,14 +107,14 @@ Layer backward_formula(const Tensor& grad_out, const Tensor& grad_skip, const La
     taps.push_back(correlation(grad_h, padded.narrow(2, j * dilation, shape.T)));
   }
   grads.weight = at::stack(taps, 2);
-  if (layer.bias.defined()) grads.bias = grad_h.sum({0, 2});
+  if (layer.bias.defined()) grads.bias = grad_h.sum(at::IntArrayRef{0, 2});
   if (layer.condition.defined()) {
     grads.condition = has_moments(layer.condition, shape) ? grad_h : grad_h.sum(2, true);
   }
   if (shape.residual) grads.residual_weight = correlation(of_out, z).unsqueeze(2);
-  if (layer.residual_bias.defined()) grads.residual_bias = of_out.sum({0, 2});
+  if (layer.residual_bias.defined()) grads.residual_bias = of_out.sum(at::IntArrayRef{0, 2});
   grads.skip_weight = correlation(of_skip, z).unsqueeze(2);
-  if (layer.skip_bias.defined()) grads.skip_bias = of_skip.sum({0, 2});
+  if (layer.skip_bias.defined()) grads.skip_bias = of_skip.sum(at::IntArrayRef{0, 2});
   return grads.map(
       [&](const Tensor& grad) { return grad.defined() ? grad.to(given.x.scalar_type()) : grad; });
 }

@@ -1,6 +1,9 @@
 """Shared by every test: which device Triton kernels run on, and a fixed seed."""
 
 import os
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +12,29 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Results are compared: float32 on a GPU must not mean TF32, and one input has one result.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch has newer names for these
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.deterministic = True
+
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[Any]:
+    """What takes a GPU by itself takes the CPU, here and in other processes, in unmarked tests.
+
+    They compare bits, which a GPU does not promise, and bring models that know no other device.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if item.get_closest_marker("gpu") is None and torch.cuda.is_available():
+            patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return (yield)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

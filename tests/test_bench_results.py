@@ -13,18 +13,23 @@ import torch
 from pytest_benchmark.stats import Stats
 
 from benchmarks import _results, render
+from benchmarks._harness import IMPLEMENTATIONS
 from benchmarks._peaks import measure_peaks
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def timed(
-    group: str, implementation: str, rounds: list[float], flops: int = 4_000_000_000
+    group: str,
+    implementation: str,
+    rounds: list[float],
+    flops: int = 4_000_000_000,
+    bytes_moved: int = 500_000_000,
 ) -> SimpleNamespace:
     stats = Stats()
     for seconds in rounds:
         stats.update(seconds)
-    work = {"bytes_moved": 500_000_000, "flops": flops, "peak_bytes": 3 * 2**20}
+    work = {"bytes_moved": bytes_moved, "flops": flops, "peak_bytes": 3 * 2**20}
     params = {"implementation": implementation}
     return SimpleNamespace(group=group, params=params, stats=stats, extra_info=work)
 
@@ -32,7 +37,7 @@ def timed(
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     peaks = {"copy_gb_per_s": 10.0, "matmul_gflop_per_s": 80.0}
-    monkeypatch.setattr(_results, "measure_peaks", lambda device, seconds: peaks)
+    monkeypatch.setattr(_results, "measure_peaks", lambda *given: peaks)
     rounds = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]  # median 0.35, fifths at 0.2, 0.3, 0.4, 0.5
     benches = [
         timed("conv 3 x 3", "genfast", [0.1]),
@@ -41,13 +46,14 @@ def results(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         timed("loss small", "genfast", [0.2], flops=0),
         timed("loss small", "eager", [0.1], flops=0),
         timed("loss small", "compiled", [0.4], flops=0),
+        *(timed("step whole", each, [0.1], 0, 0) for each in IMPLEMENTATIONS),
         timed("unfinished case", "eager", [0.1]),
     ]
     return _results.collect(benches, torch.device("cpu"), "pytest benchmarks")
 
 
 def test_figures_of_a_case(results: dict[str, Any]) -> None:
-    conv, loss = results["cases"]
+    conv, loss, _ = results["cases"]
     assert (conv["op"], conv["name"]) == ("conv", "3 x 3")
     eager = conv["seconds"]["eager"]
     assert eager == {
@@ -78,6 +84,8 @@ def test_rendered_files(results: dict[str, Any], tmp_path: Path) -> None:
     assert conv["of copy"] == "50%"
     assert conv["memory, MiB"] == "3.0 / 3.0 / 3.0"
     assert dict(zip(rows[0], rows[3], strict=True))["GFLOP/s"] == ""  # none are counted
+    step = dict(zip(rows[0], rows[4], strict=True))
+    assert (step["x eager"], step["GB/s"], step["of copy"]) == ("1.00", "", "")
     plots = [file for file in written if file.suffix == ".svg"]
     assert len(plots) == 2
     for plot in plots:

@@ -10,9 +10,11 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,11 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ARCHS = (80, 90)
 
 _PACKAGE = "triton_kernels_under_test"
+
+
+def on_gpu(test: Callable[..., None]) -> Callable[..., None]:
+    """Counts a test that launches Triton kernels among those of the GPU, where there is one."""
+    return pytest.mark.gpu(test) if DEVICE == "cuda" else test
 
 
 def triton_kernels(stem: str) -> types.ModuleType:

@@ -58,5 +58,7 @@ def bench_categorical_nll(benchmark, name: str, implementation: str) -> None:
         torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
 
     benchmark.group = f"categorical_nll {name} {shape}"
-    case = Case((logits,), bytes_moved=3 * logits.nbytes, flops=FLOPS_PER_LOGIT * math.prod(shape))
+    case = Case(
+        (logits,), bytes_moved=12 * logits.numel(), flops=FLOPS_PER_LOGIT * math.prod(shape)
+    )
     time_case(benchmark, implementation, case, eager=eager, genfast=ours, check=check)

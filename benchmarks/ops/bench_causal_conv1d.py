@@ -14,6 +14,10 @@ both gradients, grad_h written and read again, grad_x: 3 R + S + 6 G.
 On one core of a Xeon with AVX-512 the register tiles reach 177 GFLOP/s, so that the products alone
 take 18.5 ms; eager takes 43 to 48 ms. Twice its speed would leave 4 ms for 1 million gates each way
 (1.7 ms) and 74 MB at the speed of a copy (5 ms): the products bound the ratio, not their form.
+
+A profile of this case: products 20 of 29 ms, as fast as a matrix product of MKL there, copies
+of rows into tiles 3.5, gates 2; the rest is page faults, transposed tiles, and sums. Asking for the
+next tile's rows ahead of time (prefetches spread over the products) made it slower by 2%.
 """
 
 import pytest

@@ -51,5 +51,5 @@ def bench_logistic_mixture_nll(benchmark, name: str, implementation: str) -> Non
     benchmark.group = f"logistic_mixture_nll {name} {(batch, channels, *spatial)}"
     bins = batch * colours * mixtures * spatial[0] * (spatial[1] if len(spatial) > 1 else 1)
     flops = bins * (FLOPS_PER_BIN + (FLOPS_PER_COEFFICIENT if colours == 3 else 0))
-    case = Case((parameters,), bytes_moved=4 * parameters.nbytes, flops=flops)
+    case = Case((parameters,), bytes_moved=16 * parameters.numel(), flops=flops)
     time_case(benchmark, implementation, case, eager=eager, genfast=ours, check=check)

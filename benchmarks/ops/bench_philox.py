@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks._harness import IMPLEMENTATIONS, Case, time_case
+from benchmarks._harness import IMPLEMENTATIONS, Case, needs_float32, time_case
 from genfast.ops import philox_normal, philox_reference
 
 COUNTS = {"latent": 128 * 20, "image batch": 64 * 3 * 32 * 32, "large": 4_000_000}
@@ -12,6 +12,7 @@ COUNTS = {"latent": 128 * 20, "image batch": 64 * 3 * 32 * 32, "large": 4_000_00
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", COUNTS)
 def bench_philox(benchmark, name: str, implementation: str) -> None:
+    needs_float32()
     count = COUNTS[name]
     # The harness times gradients; a scalar factor gives it one without adding traffic.
     sample = Case((torch.ones((), requires_grad=True),), bytes_moved=4 * count)

@@ -59,7 +59,7 @@ class CachedGatedPixelCNN:
         """Draw levels [n, 1, H, W], each by `draw` from its logits."""
         _, height, width = self.config.image_shape
         self._start(n, width)
-        levels = torch.zeros(n, 1, height, width, dtype=torch.int64)
+        levels = self.weights[0].new_zeros(n, 1, height, width, dtype=torch.int64)
         for row in range(height):
             above = self._rows(levels[:, :, row - 1]) if row else None
             self._start_row()
@@ -156,7 +156,7 @@ class QueuedWaveNet:
     def sample(self, n: int, steps: int, draw: Draw) -> Tensor:
         """Draw levels [n, 1, steps], each by `draw` from its logits."""
         zeros = self.stem.weight.new_zeros
-        levels = torch.zeros(n, 1, steps, dtype=torch.int64)
+        levels = zeros(n, 1, steps, dtype=torch.int64)
         before = last = zeros(n, self.config.levels)
         queues = [zeros(layer.dilated.reach, n, weight.shape[1] // 2)
                   for layer, weight in zip(self.layers, self.weights, strict=True)]  # fmt: skip

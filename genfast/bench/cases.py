@@ -76,6 +76,10 @@ def _plain() -> PixelCNN:
     return PixelCNN(PixelCNNConfig((1, 28, 28), 256, channels=32, blocks=15, head_channels=64))
 
 
+def _digits() -> PixelCNN:
+    return PixelCNN(PixelCNNConfig((1, 8, 8), 17, channels=32, blocks=4, head_channels=64))
+
+
 def _plus_plus() -> PixelCNNPlusPlus:
     config = PixelCNNPlusPlusConfig((3, 32, 32), 256, filters=40, resnets=5, mixtures=10)
     return PixelCNNPlusPlus(config)
@@ -107,6 +111,10 @@ def _wavenet_loop(model: nn.Module) -> Loop:
 
 
 CASES = {
+    "digits": Case(
+        "PixelCNN, 4 residual blocks, 32 channels, 8 x 8, 17 levels",
+        (1, 8, 8), _digits, lambda: Categorical(17), {64: None},
+    ),
     "gated": Case(
         "gated PixelCNN, 15 layers, 128 channels, 28 x 28, 256 levels",
         (1, 28, 28), _gated, lambda: Categorical(256), {64: 1.0, 1: 2.0},
@@ -155,7 +163,7 @@ def _dense(layer: MaskedConv2d) -> nn.Conv2d:
     size: Any = layer.kernel_size
     dense = nn.Conv2d(
         layer.in_channels, layer.out_channels, size, stride, padding, dilation, layer.groups
-    )
+    ).to(layer.weight.device)
     with torch.no_grad():
         dense.weight.copy_(layer.weight * layer.mask)
         assert dense.bias is not None

@@ -35,7 +35,10 @@ class Timing:
 
 
 def time_together(
-    calls: Mapping[str, Callable[[], object]], seconds: float, least: int = 5
+    calls: Mapping[str, Callable[[], object]],
+    seconds: float,
+    least: int = 5,
+    device: torch.device | None = None,
 ) -> dict[str, Timing]:
     """Time calls in turn, round after round, so that a noisy minute falls on all of them.
 
@@ -43,9 +46,16 @@ def time_together(
         calls: name to a function without arguments; each is run once before.
         seconds: time to spend on all rounds, about.
         least: rounds to make however long they take.
+        device: a GPU that is done with its work before a call has ended; by default the CPU.
     """
+
+    def finish() -> None:
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     for call in calls.values():
         call()
+    finish()
     taken: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     rounds = 0
@@ -53,6 +63,7 @@ def time_together(
         for name, call in calls.items():
             before = time.perf_counter()
             call()
+            finish()
             taken[name].append(time.perf_counter() - before)
         rounds += 1
     return {
@@ -95,8 +106,18 @@ def activation_bytes(model: nn.Module, *args: Any, **kwargs: Any) -> int:
     return total
 
 
-def peak_bytes(call: Callable[[], object]) -> int | None:
-    """Return by how much the process grew at most during a call; None where Linux cannot tell."""
+def peak_bytes(call: Callable[[], object], device: torch.device | None = None) -> int | None:
+    """Return by how much memory grew at most during a call; None where nobody can tell.
+
+    That is torch's own count on a GPU, and on the CPU the process as Linux sees it.
+    """
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - held
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     gc.collect()
     with suppress(OSError, AttributeError):

@@ -16,8 +16,9 @@ def render(results: Mapping[str, Any]) -> str:
 def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     of, versions = results["machine"], results["versions"]
     yield (
-        f"{of['processor']}, {of['cores']} cores, {of['system']}; torch {versions['torch']}, "
-        f"genfast {versions['genfast']}; float32."
+        f"{of['processor']}, {of['accelerator'] or str(of['cores']) + ' cores'}, {of['system']}; "
+        f"torch {versions['torch']}, genfast {versions['genfast']}; float32"
+        f"{', without TF32' if of['accelerator'] else ''}."
     )
     yield ""
     if "command" in results:

@@ -15,6 +15,7 @@ from genfast.bench.measure import activation_bytes, peak_bytes, time_together
 from genfast.evaluation.machine import machine, versions
 from genfast.sampling import Sampler, compile_sampler
 from genfast.sampling.distributions.categorical import invert_cdf
+from genfast.sampling.surroundings import full_precision
 
 Say = Callable[[str], None]
 
@@ -23,7 +24,11 @@ _TOLERANCE, _SAME = 1e-5, 0.999
 
 
 def run(
-    names: Sequence[str], threads: Sequence[int], seconds: float = 5.0, say: Say = lambda text: None
+    names: Sequence[str],
+    threads: Sequence[int],
+    seconds: float = 5.0,
+    say: Say = lambda text: None,
+    device: torch.device | None = None,
 ) -> dict[str, Any]:
     """Check, then time the cases named, with each number of threads.
 
@@ -32,6 +37,8 @@ def run(
         threads: numbers of threads of torch and of the sampler.
         seconds: about how long to time each case.
         say: told what is being done.
+        device: where models and samplers run; the CPU by default. Forward passes on a GPU are timed
+            without TF32, which samplers are exact without.
 
     Returns:
         JSON content: `render.render` writes it as Markdown.
@@ -39,9 +46,10 @@ def run(
     Raises:
         ExactnessError: a sampler and its model disagree; nothing wrong is timed.
     """
+    device = device or torch.device("cpu")
     before = torch.get_num_threads()
     results: dict[str, Any] = {
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(device),
         "versions": versions(),
         "cases": [],
     }
@@ -49,16 +57,23 @@ def run(
         for name in names:
             torch.set_num_threads(max(threads))
             say(f"{name}: compiling")
-            results["cases"].append(_measure_case(name, CASES[name], threads, seconds, say))
+            with full_precision:
+                found = _measure_case(name, CASES[name], threads, seconds, say, device)
+            results["cases"].append(found)
     finally:
         torch.set_num_threads(before)
     return results
 
 
 def _measure_case(
-    name: str, case: Case, threads: Sequence[int], seconds: float, say: Say
+    name: str,
+    case: Case,
+    threads: Sequence[int],
+    seconds: float,
+    say: Say,
+    device: torch.device,
 ) -> dict[str, Any]:
-    model = build(case)
+    model = build(case).to(device)
     distribution = case.distribution()
     start = time.perf_counter()
     sampler = compile_sampler(model, case.event_shape, distribution)
@@ -71,7 +86,7 @@ def _measure_case(
         "compile_seconds": float(f"{compiled:.4g}"),
     }
     if case.memory is not None:
-        found["memory"] = _memory(case, case.memory, model, sampler)
+        found["memory"] = _memory(case, case.memory, model, sampler, device)
     say(f"{name}: checking")
     agreement = compare(model, sampler, distribution, n=min(case.batches), seed=0)
     require_agreement(agreement, _TOLERANCE, _SAME)
@@ -85,7 +100,7 @@ def _measure_case(
             row = _time_row(case, batch, forwards, sampler, seconds)
             row["threads"], row["most_forwards"] = count, most
             if case.loop is not None:
-                row["loop"] = _time_loop(case, batch, case.loop(model), seconds)
+                row["loop"] = _time_loop(case, batch, case.loop(model), seconds, device)
                 row["loop"]["least"] = (case.loop_least or {}).get(batch)
             found["rows"].append(row)
     return found
@@ -101,10 +116,11 @@ def _time_row(
         name: partial(model, x) for name, model in forwards.items()
     }
     calls["sample"] = lambda: sampler.sample(batch, seed=2)
-    timings = time_together(calls, seconds)
+    timings = time_together(calls, seconds, device=x.device)
     sample = timings.pop("sample")
     unit = min(timings, key=lambda name: timings[name].median)
-    step = time_together({"step": lambda: _naive_step(forwards[unit], x)}, 0.0, least=3)["step"]
+    steps = {"step": lambda: _naive_step(forwards[unit], x)}
+    step = time_together(steps, 0.0, least=3, device=x.device)["step"]
     return {
         "batch": batch,
         "unit": unit,
@@ -120,16 +136,16 @@ def _time_row(
 def _naive_step(model: nn.Module, x: Tensor) -> Tensor:
     """One step of the naive loop: a full forward for the symbols at the last position."""
     parameters = cast(Tensor, model(x)).flatten(2)[:, :, -1]
-    return invert_cdf(parameters, torch.rand(len(x)))
+    return invert_cdf(parameters, torch.rand(len(x), device=x.device))
 
 
 def _time_loop(
-    case: Case, batch: int, loop: Callable[..., Tensor], seconds: float
+    case: Case, batch: int, loop: Callable[..., Tensor], seconds: float, device: torch.device
 ) -> dict[str, Any]:
     def draw(logits: Tensor) -> Tensor:
-        return invert_cdf(logits, torch.rand(len(logits)))
+        return invert_cdf(logits, torch.rand(len(logits), device=logits.device))
 
-    timing = time_together({"loop": lambda: loop(batch, draw)}, seconds, least=3)["loop"]
+    timing = time_together({"loop": lambda: loop(batch, draw)}, seconds, 3, device)["loop"]
     return {
         "timed": timing.as_json(),
         "symbols_timed": case.loop_symbols,
@@ -137,10 +153,12 @@ def _time_loop(
     }
 
 
-def _memory(case: Case, batch: int, model: nn.Module, sampler: Sampler) -> dict[str, Any]:
+def _memory(
+    case: Case, batch: int, model: nn.Module, sampler: Sampler, device: torch.device
+) -> dict[str, Any]:
     """Tell what sampling takes beyond the model, beside the activations of one eager forward."""
     drawn: list[Tensor] = []
-    grown = peak_bytes(lambda: drawn.append(sampler.sample(batch, seed=3)))
+    grown = peak_bytes(lambda: drawn.append(sampler.sample(batch, seed=3)), device)
     return {
         "batch": batch,
         "activation_bytes": activation_bytes(model, drawn[0]),

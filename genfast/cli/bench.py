@@ -13,7 +13,7 @@ from genfast.cli._help import option
 from genfast.errors import InputError
 
 WHAT = ("sampling",)
-CASE_NAMES = ("gated", "plain", "plus-plus", "wavenet")
+CASE_NAMES = ("digits", "gated", "plain", "plus-plus", "wavenet")
 
 
 def bench(
@@ -37,6 +37,10 @@ def bench(
         float,
         option(metavar="S", help="About how long to time each batch size, in seconds (default 5)."),
     ] = 5,
+    device: Annotated[
+        str,
+        option(metavar="NAME", help="'cpu', 'cuda', 'cuda:N' or 'auto' (default cpu)."),
+    ] = "cpu",
     out: Annotated[
         Path | None,
         option(metavar="FILE", help="File for the results as JSON (default: none)."),
@@ -67,12 +71,13 @@ def bench(
 
     from genfast.bench.render import render
     from genfast.bench.sampling import run
+    from genfast.training.config import resolve_device
 
     def say(text: str) -> None:
         if progress:
             print(f"genfast: {text}", file=sys.stderr)
 
-    results = run(names, counts, seconds, say)
+    results = run(names, counts, seconds, say, resolve_device(device))
     results = {"command": shlex.join(["genfast", *sys.argv[1:]]), **results}
     if out is not None:
         from genfast._files import write_atomic

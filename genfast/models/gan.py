@@ -22,7 +22,7 @@ from genfast.models._base import (
     require,
     require_count,
 )
-from genfast.models._coders import downsample, halvings, upsample
+from genfast.models._coders import channels_last, downsample, halvings, upsample
 from genfast.nn import GANLoss, evaluating, gradient_penalty, r1_penalty
 from genfast.nn.gan_loss import KINDS
 
@@ -87,16 +87,16 @@ class Generator(nn.Module):
             nn.Linear(config.latent_dim, math.prod(smallest), bias=False),
             nn.Unflatten(1, smallest),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
         for source, target in zip(sizes[:0:-1], sizes[-2::-1], strict=True):
             layers += [
                 upsample(width, width // 2, source, target, bias=False),
                 nn.BatchNorm2d(width // 2),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
             ]
             width //= 2
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, colours, 3, padding=1), nn.Tanh())
+        self.layers = channels_last(*layers, nn.Conv2d(width, colours, 3, padding=1), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents [N, latent_dim] to images [N, C, H, W] in [-1, 1]."""
@@ -116,12 +116,15 @@ class Discriminator(nn.Module):
         colours, *size = config.image_shape
         sizes = halvings(size[0], size[1])
         width = config.channels
-        layers: list[nn.Module] = [nn.Conv2d(colours, width, 3, padding=1), nn.LeakyReLU(0.2)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(colours, width, 3, padding=1),
+            nn.LeakyReLU(0.2, inplace=True),
+        ]
         for _ in sizes[1:]:
-            layers += [downsample(width, 2 * width), nn.LeakyReLU(0.2)]
+            layers += [downsample(width, 2 * width), nn.LeakyReLU(0.2, inplace=True)]
             width *= 2
         features = width * math.prod(sizes[-1])
-        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, 1))
+        self.layers = channels_last(*layers, nn.Flatten(), nn.Linear(features, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images [N, C, H, W] in [-1, 1] to logits [N], at least in float32."""

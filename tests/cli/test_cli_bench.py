@@ -68,7 +68,10 @@ def test_a_sampler_that_is_wrong_is_not_timed(genfast, monkeypatch):
     ("words", "message"),
     [
         (("kernels",), "expected WHAT in sampling, got 'kernels'"),
-        (("sampling", "--case", "big"), "expected --case in gated, plain, plus-plus, wavenet"),
+        (
+            ("sampling", "--case", "big"),
+            "expected --case in digits, gated, plain, plus-plus, wavenet",
+        ),
         (("sampling", "--threads", "1,x"), "expected --threads as numbers from 1, got '1,x'"),
         (("sampling", "--threads", "0"), "expected --threads as numbers from 1"),
         (("sampling", "--seconds", "0"), "expected --seconds above 0"),

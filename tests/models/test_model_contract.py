@@ -304,3 +304,15 @@ def test_labels_may_be_a_list_or_an_array(name):
     for labels in ("a", [0, 3], [1, [2]]):
         with pytest.raises(InputError, match="labels"):
             model.sample(2, labels=labels)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "vae", "gan"])
+def test_convolutions_lie_channels_last(name):
+    """Also after weights were loaded that do not, which keep their values."""
+    model, other = small(name), small(name)
+    weights = {key: t.contiguous() for key, t in other.state_dict().items()}
+    model.load_state_dict(weights)
+    for each in (model, copy.deepcopy(model)):
+        for key, t in each.state_dict().items():
+            assert torch.equal(t, weights[key])
+            assert t.dim() != 4 or t.is_contiguous(memory_format=torch.channels_last)

@@ -22,7 +22,7 @@ from tests.gan_losses import (
     samples,
 )
 from tests.tolerances import assert_as_accurate_as_eager
-from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
 
 every_loss = pytest.mark.parametrize(("kind", "role", "smoothing"), LOSSES)
 
@@ -46,6 +46,7 @@ def test_loss_and_gradients_match_reference(device, kind, role, smoothing, shape
     assert all(torch.equal(x, old) for x, old in zip(logits, before, strict=True))
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shapes", [((7,), (64, 1)), ((2_011,), (1_025,))], ids=str)
 @every_loss
@@ -68,6 +69,7 @@ def test_triton_matches_reference(kind, role, smoothing, shapes, dtype) -> None:
     assert_match(triton, native, exact)
 
 
+@on_gpu
 def test_triton_sums_a_side_over_many_programs(monkeypatch) -> None:
     kernels = triton_kernels("gan_loss")
     monkeypatch.setattr(kernels, "MOST_PROGRAMS", 4)  # so that programs take several blocks each
@@ -424,6 +426,7 @@ def test_operator_refuses_a_tangent() -> None:
             op(logits, None, "hinge", "generator", 0.0)
 
 
+@on_gpu
 def test_triton_tells_the_sides_apart_when_they_are_one_tensor() -> None:
     logits = torch.linspace(-2, 2, 40, device=DEVICE)
     ours = triton_kernels("gan_loss").gan_loss(

@@ -6,7 +6,7 @@ import torch
 
 from genfast.errors import InputError
 from genfast.ops import philox_normal, philox_reference, philox_uniform
-from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
 
 SEED = 0x0123_4567_89AB_CDEF
 
@@ -61,6 +61,7 @@ def test_uniforms_bit_for_bit(device: torch.device, simd_level: str, offset: int
     assert torch.equal(reference, expected)
 
 
+@on_gpu
 @pytest.mark.parametrize("offset", [0, 3, 2**33 + 1])
 def test_triton_draws_the_same_stream(offset: int) -> None:
     kernels = triton_kernels("philox")

@@ -8,7 +8,7 @@ import torch
 from genfast.errors import InputError
 from genfast.ops import philox_normal, reparameterize, reparameterize_reference
 from tests.tolerances import assert_as_accurate_as_eager
-from tests.triton_support import DEVICE, compile_ahead, triton_kernels
+from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
 
 SHAPES = [(1, 1), (4, 20), (3, 7), (2, 257), (5, 3, 4, 2), (6,), (0, 8), (3, 0), (1, 5003)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -52,6 +52,7 @@ def test_matches_reference_on_every_simd_level(simd_level) -> None:
         assert_as_accurate_as_eager(result, eager, exact)
 
 
+@on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(4, 20), (5, 3, 4, 2), (2, 2500), (0, 8), (6,)], ids=str)
 def test_triton_matches_reference(shape, dtype) -> None:
