@@ -48,8 +48,9 @@ class ReluChain(nn.Sequential):
 
     def forward(self, input: Tensor, *, residual: Tensor | None = None) -> Tensor:
         """Apply all of them to [N, C, H, W], and add the residual to the result."""
-        assert all(isinstance(layer, nn.ReLU) for layer in self[::2])
-        x, convolutions = input, [cast(MaskedConv2d, layer) for layer in self[1::2]]
+        layers = list(self)
+        assert all(isinstance(layer, nn.ReLU) for layer in layers[::2])
+        x, convolutions = input, [cast(MaskedConv2d, layer) for layer in layers[1::2]]
         for conv in convolutions[:-1]:
             x = conv(x, activation="relu", rectify=x is input)
         return cast(Tensor, convolutions[-1](x, residual=residual, rectify=x is input))
