@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genfast._extension import has_kernel
 from genfast.nn import MaskedConv2d
 from genfast.ops import masked_conv2d
 from genfast.ops._masked_conv2d_epilogue import apply_epilogue
@@ -30,7 +31,7 @@ def convolve(
         activation: what is applied to the sum.
         residual: what is added to the result.
     """
-    if x.is_cuda:
+    if x.is_cuda or not has_kernel("masked_conv2d", x.device):
         return convolve_in_parts(
             conv, x, padding=padding, addend=addend, activation=activation, residual=residual
         )
