@@ -2,10 +2,11 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
-#include <numeric>
 #include <string>
 #include <tuple>
 
@@ -19,39 +20,74 @@ namespace genfast::gan {
 namespace {
 
 using at::Tensor;
+using cpu::GanSums;
 using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t kGrainChunks = 4;        // chunks of work that make another thread worthwhile
-constexpr int64_t kGrainElements = 65536;  // the same for the backward's one multiplication
+constexpr int64_t kGrainChunks = 4;          // chunks of work that make another thread worthwhile
+constexpr int64_t kGrainElements = 65536;    // the same for the backward's one multiplication
+constexpr int64_t kInPlaceElements = 16384;  // slopes that become gradients where they lie
 
 // Runs the CPU kernels. `Cuda` below has the same functions.
 struct Cpu {
-  // Runs function(level, sums, begin, end) on ranges of chunks; returns the mean over the fake
-  // logits plus the mean over the real ones of what it summed.
+  // Runs function(level, sums, begin, end) on ranges of chunks; returns the means over the fake and
+  // over the real logits of what it summed. In pairs there is no real side.
+  struct Means {
+    GanSums fake, real;
+  };
   template <typename Function>
-  static double sum_of_means(const Problem& problem, Function&& function) {
+  static Means means(const Problem& problem, Function&& function) {
+    const bool pairs = problem.pairing == GanPairing::kPairs;
     const int64_t fake_chunks = cpu::gan_loss_chunks(problem.fake_count());
-    const int64_t chunks = fake_chunks + cpu::gan_loss_chunks(problem.real_count());
-    c10::SmallVector<double, 16> sums(chunks);
+    const int64_t chunks = fake_chunks + (pairs ? 0 : cpu::gan_loss_chunks(problem.real_count()));
+    c10::SmallVector<GanSums, 8> sums(chunks);
     at::parallel_for(0, chunks, kGrainChunks, [&](int64_t begin, int64_t end) {
       cpu::at_simd_level([&](auto level) { function(level, sums.data(), begin, end); });
     });
-    const auto mean = [](const double* begin, const double* end, int64_t count) {
-      return count == 0 ? 0.0 : std::accumulate(begin, end, 0.0) / static_cast<double>(count);
+    const auto mean = [&](int64_t begin, int64_t end, int64_t count) {
+      GanSums total = {0, 0};
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        total = {total.first + sums[chunk].first, total.second + sums[chunk].second};
+      }
+      if (begin == end) return total;
+      const double divisor = static_cast<double>(count);
+      return GanSums{total.first / divisor, total.second / divisor};
     };
-    return mean(sums.begin(), sums.begin() + fake_chunks, problem.fake_count()) +
-           mean(sums.begin() + fake_chunks, sums.end(), problem.real_count());
+    return {mean(0, fake_chunks, problem.fake_count()),
+            mean(fake_chunks, chunks, problem.real_count())};
+  }
+
+  // Where the pairing asks for it: the mean of each side as what is subtracted from the other.
+  template <typename scalar_t>
+  static void subtract_averages(const Problem& problem, const scalar_t* fake, const scalar_t* real,
+                                double& fake_minus, double& real_minus) {
+    if (problem.pairing != GanPairing::kAverages) return;
+    const GanLogits<scalar_t> sides[] = {{fake, problem.fake_count(), {}, 0},
+                                         {real, problem.real_count(), {}, 0}};
+    const Means averages =
+        means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
+          cpu::gan_loss_sums<level()>(sides[0], sides[1], sums, begin, end);
+        });
+    fake_minus = averages.real.first;
+    real_minus = averages.fake.first;
   }
 
   static void forward(const Problem& problem, const Tensor& slope, const Tensor& loss) {
     AT_DISPATCH_FLOATING_TYPES(problem.dtype(), kOp, [&] {
-      const auto params = forward_params<scalar_t>(problem, slope, loss);
-      *params.loss = static_cast<scalar_t>(
-          sum_of_means(problem, [&](auto level, double* sums, int64_t begin, int64_t end) {
+      auto params = forward_params<scalar_t>(problem, slope, loss);
+      subtract_averages(problem, params.fake.data, params.real.data, params.fake.minus,
+                        params.real.minus);
+      const Means terms =
+          means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
             cpu::gan_loss_forward<level()>(params, sums, begin, end);
-          }));
+          });
+      *params.loss = static_cast<scalar_t>(terms.fake.first + terms.real.first);
+      if (problem.pairing == GanPairing::kAverages && params.slope != nullptr) {
+        scalar_t* mean_slopes = params.slope + params.fake.count + params.real.count;
+        mean_slopes[0] = static_cast<scalar_t>(terms.fake.second);
+        mean_slopes[1] = static_cast<scalar_t>(terms.real.second);
+      }
     });
   }
 
@@ -69,11 +105,19 @@ struct Cpu {
 
   static void double_backward(const Problem& problem, const DoubleBackwardTensors& tensors) {
     AT_DISPATCH_FLOATING_TYPES(problem.dtype(), kOp, [&] {
-      const auto params = double_backward_params<scalar_t>(problem, tensors);
-      *params.grad_grad_loss = static_cast<scalar_t>(
-          sum_of_means(problem, [&](auto level, double* sums, int64_t begin, int64_t end) {
-            cpu::gan_loss_double_backward<level()>(params, sums, begin, end);
-          }));
+      auto params = double_backward_params<scalar_t>(problem, tensors);
+      subtract_averages(problem, params.fake.data, params.real.data, params.fake.minus,
+                        params.real.minus);
+      subtract_averages(problem, params.v_fake, params.v_real, params.v_fake_minus,
+                        params.v_real_minus);
+      const Means sums = means(problem, [&](auto level, GanSums* sums, int64_t begin, int64_t end) {
+        cpu::gan_loss_double_backward<level()>(params, sums, begin, end);
+      });
+      *params.grad_grad_loss = static_cast<scalar_t>(sums.fake.first + sums.real.first);
+      if (problem.pairing != GanPairing::kAverages) return;
+      const double fakes_per_real = static_cast<double>(params.fake.count) / params.real.count;
+      tensors.grad_fake.sub_(sums.real.second / fakes_per_real);
+      tensors.grad_real.sub_(sums.fake.second * fakes_per_real);
     });
   }
 };
@@ -84,8 +128,8 @@ struct Cuda {
   template <typename Function>
   static void launch(const Problem& problem, bool reduces, Function&& function) {
     const CudaLaunch launch(problem.fake.device());
-    const int64_t bytes =
-        reduces ? cuda::gan_loss_workspace(problem.fake_count() + problem.real_count()) : 0;
+    const int64_t count = problem.fake_count() + problem.real_count();
+    const int64_t bytes = reduces ? cuda::gan_loss_workspace(problem.pairing, count) : 0;
     Tensor buffer;
     if (bytes > 0) buffer = at::empty({bytes}, problem.fake.options().dtype(at::kByte));
     void* workspace = output<void>(buffer);
@@ -145,9 +189,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& grad_loss, const Tensor& slope
                                     double label_smoothing) {
   const Problem problem = read_problem(fake, real, {kind, role, label_smoothing});
   check_grad_loss(grad_loss, problem);
-  TORCH_CHECK(slope.numel() == problem.fake_count() + problem.real_count() &&
-                  slope.scalar_type() == problem.stored && slope.device() == fake.device() &&
-                  slope.is_contiguous(),
+  TORCH_CHECK(slope.numel() == problem.slopes() && slope.scalar_type() == problem.stored &&
+                  slope.device() == fake.device() && slope.is_contiguous(),
               kOp, ": expected slope as the forward made it, got slope.shape=", slope.sizes(),
               ", slope.dtype=", slope.scalar_type(), ", slope.device=", slope.device());
   const Tensor grad_fake = problem.empty_grad_fake();
@@ -235,10 +278,42 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
     const auto saved = ctx->get_saved_variables();
     const Choice choice = saved_choice(ctx);
+    if (slopes_are_spare(grads[0], saved[0], saved[1])) {
+      return backward_in_place(grads[0], saved[0], saved[1], if_defined(saved[2]), choice);
+    }
     auto [grad_fake, grad_real] =
         backward_op().call(grads[0], saved[0], saved[1], if_defined(saved[2]), choice.kind,
                            choice.role, choice.label_smoothing);
     return {grad_fake, saved[2].defined() ? grad_real : Tensor(), Tensor()};
+  }
+
+ private:
+  // Whether the slopes may be overwritten: they are this node's own, it will not run again, nothing
+  // traces the backward pass, and there are so many that their memory counts.
+  static bool slopes_are_spare(const Tensor& grad_loss, const Tensor& slope, const Tensor& fake) {
+    const bool own = slope.use_count() <= 2;  // the graph's and the local one
+    const bool last =
+        !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph();
+    return own && last && slope.is_cpu() && slope.numel() >= kInPlaceElements &&
+           slope.scalar_type() == grad_loss.scalar_type() &&
+           !at::areAnyTensorSubclassLike({grad_loss, slope, fake});
+  }
+
+  static variable_list backward_in_place(const Tensor& grad_loss, const Tensor& slope,
+                                         const Tensor& fake, const optional<Tensor>& real,
+                                         const Choice& choice) {
+    const Problem problem = read_problem(fake, real, choice);
+    check_grad_loss(grad_loss, problem);
+    const int64_t fake_count = problem.fake_count();
+    const Tensor grad_fake = slope.narrow(0, 0, fake_count).view(fake.sizes());
+    Tensor grad_real;
+    if (problem.pairing == GanPairing::kPairs) {
+      grad_real = problem.empty_grad_real();
+    } else if (real.has_value()) {
+      grad_real = slope.narrow(0, fake_count, problem.real_count()).view(real->sizes());
+    }
+    Cpu::backward(problem, grad_loss, slope, grad_fake, grad_real);
+    return {grad_fake, grad_real, Tensor()};
   }
 };
 

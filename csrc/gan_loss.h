@@ -25,9 +25,11 @@ inline GanKind read_kind(c10::string_view kind) {
   if (kind == "least_squares") return GanKind::kLeastSquares;
   if (kind == "wasserstein") return GanKind::kWasserstein;
   if (kind == "hinge") return GanKind::kHinge;
+  if (kind == "relativistic") return GanKind::kRelativistic;
+  if (kind == "relativistic_average") return GanKind::kRelativisticAverage;
   TORCH_CHECK(false, kOp,
-              ": expected kind minimax, non_saturating, least_squares, wasserstein or hinge, got "
-              "kind=",
+              ": expected kind minimax, non_saturating, least_squares, wasserstein, hinge, "
+              "relativistic or relativistic_average, got kind=",
               kind);
 }
 
@@ -44,6 +46,7 @@ inline at::Tensor as_type(const at::Tensor& tensor, at::ScalarType type) {
 // The checked arguments of an op: dense logits in the dtype of the arithmetic, and their terms.
 struct Problem {
   at::Tensor fake, real;  // `real` is undefined when absent
+  GanPairing pairing;
   GanTerm fake_term, real_term;
   at::ScalarType stored;  // dtype of the logits as given: float16 and bfloat16 differ on the CPU
 
@@ -52,9 +55,8 @@ struct Problem {
   at::ScalarType dtype() const { return fake.scalar_type(); }
   at::ScalarType loss_dtype() const { return dtype() == at::kDouble ? at::kDouble : at::kFloat; }
   at::Tensor empty_loss() const { return at::empty({}, fake.options().dtype(loss_dtype())); }
-  at::Tensor empty_slope() const {
-    return at::empty({fake_count() + real_count()}, fake.options());
-  }
+  at::Tensor empty_slope() const { return at::empty({slopes()}, fake.options()); }
+  int64_t slopes() const { return gan_slopes(pairing, fake_count(), real_count()); }
   at::Tensor empty_grad_fake() const { return at::empty(fake.sizes(), fake.options()); }
   at::Tensor empty_grad_real() const {
     return at::empty(real.defined() ? real.sizes() : at::IntArrayRef{0}, fake.options());
@@ -65,13 +67,16 @@ inline Problem read_problem(const at::Tensor& fake, const std::optional<at::Tens
                             const Choice& choice) {
   const GanKind kind = read_kind(choice.kind);
   const GanRole role = read_role(choice.role);
+  const GanPairing pairing = gan_pairing(kind);
+  const bool discriminator = role == GanRole::kDiscriminator;
   const bool has_real = real.has_value() && real->defined();
   check_floating(kOp, "fake", fake);
   TORCH_CHECK(fake.numel() > 0, kOp,
               ": expected at least one logit, got fake.shape=", fake.sizes());
-  TORCH_CHECK(has_real == (role == GanRole::kDiscriminator), kOp,
-              ": expected real logits for the discriminator and only for it, got role=",
-              choice.role, has_real ? " with real" : " without real");
+  TORCH_CHECK(has_real == (discriminator || pairing != GanPairing::kAlone), kOp,
+              ": expected real logits for the discriminator, for the generator of the relativistic "
+              "kinds, and only for them, got kind=",
+              choice.kind, ", role=", choice.role, has_real ? " with real" : " without real");
   if (has_real) {
     TORCH_CHECK(real->scalar_type() == fake.scalar_type() && real->device() == fake.device(), kOp,
                 ": expected real of the dtype and device of fake (", fake.scalar_type(), ", ",
@@ -79,8 +84,9 @@ inline Problem read_problem(const at::Tensor& fake, const std::optional<at::Tens
                 ", real.device=", real->device());
     TORCH_CHECK(real->numel() > 0, kOp,
                 ": expected at least one logit, got real.shape=", real->sizes());
+    if (pairing == GanPairing::kPairs) check_same(kOp, "real", *real, "fake", fake);
   }
-  const bool smoothable = has_real && kind != GanKind::kWasserstein && kind != GanKind::kHinge;
+  const bool smoothable = discriminator && kind != GanKind::kWasserstein && kind != GanKind::kHinge;
   TORCH_CHECK(
       choice.label_smoothing == 0 ||
           (smoothable && choice.label_smoothing > 0 && choice.label_smoothing < 1),
@@ -91,8 +97,10 @@ inline Problem read_problem(const at::Tensor& fake, const std::optional<at::Tens
       fake.is_cpu() && at::isReducedFloatingType(stored) ? at::kFloat : stored;
   return {as_type(fake, computed).contiguous(),
           has_real ? as_type(*real, computed).contiguous() : at::Tensor(),
+          pairing,
           gan_term(kind, role, false, choice.label_smoothing),
-          gan_term(kind, role, true, choice.label_smoothing), stored};
+          gan_term(kind, role, true, choice.label_smoothing),
+          stored};
 }
 
 inline void check_grad_loss(const at::Tensor& grad_loss, const Problem& problem) {
@@ -115,21 +123,33 @@ storage_t* output(const at::Tensor& tensor) {
 }
 
 template <typename storage_t>
+GanLogits<storage_t> fake_logits(const Problem& problem) {
+  return {input<storage_t>(problem.fake), problem.fake_count(), problem.fake_term, 0};
+}
+
+template <typename storage_t>
+GanLogits<storage_t> real_logits(const Problem& problem) {
+  return {input<storage_t>(problem.real), problem.real_count(), problem.real_term, 0};
+}
+
+template <typename storage_t>
 GanLossForward<storage_t> forward_params(const Problem& problem, const at::Tensor& slope,
                                          const at::Tensor& loss) {
-  return {{input<storage_t>(problem.fake), problem.fake_count(), problem.fake_term},
-          {input<storage_t>(problem.real), problem.real_count(), problem.real_term},
-          output<storage_t>(slope),
-          output<gan_loss_type<storage_t>>(loss)};
+  return {problem.pairing, fake_logits<storage_t>(problem), real_logits<storage_t>(problem),
+          output<storage_t>(slope), output<gan_loss_type<storage_t>>(loss)};
 }
 
 template <typename storage_t>
 GanLossBackward<storage_t> backward_params(const Problem& problem, const at::Tensor& grad_loss,
                                            const at::Tensor& slope, const at::Tensor& grad_fake,
                                            const at::Tensor& grad_real) {
-  return {input<storage_t>(slope),      input<gan_loss_type<storage_t>>(grad_loss),
-          output<storage_t>(grad_fake), output<storage_t>(grad_real),
-          problem.fake_count(),         problem.real_count()};
+  return {problem.pairing,
+          input<storage_t>(slope),
+          input<gan_loss_type<storage_t>>(grad_loss),
+          output<storage_t>(grad_fake),
+          output<storage_t>(grad_real),
+          problem.fake_count(),
+          problem.real_count()};
 }
 
 struct DoubleBackwardTensors {
@@ -139,11 +159,14 @@ struct DoubleBackwardTensors {
 template <typename storage_t>
 GanLossDoubleBackward<storage_t> double_backward_params(const Problem& problem,
                                                         const DoubleBackwardTensors& tensors) {
-  return {{input<storage_t>(problem.fake), problem.fake_count(), problem.fake_term},
-          {input<storage_t>(problem.real), problem.real_count(), problem.real_term},
+  return {problem.pairing,
+          fake_logits<storage_t>(problem),
+          real_logits<storage_t>(problem),
           input<gan_loss_type<storage_t>>(tensors.grad_loss),
           input<storage_t>(tensors.v_fake),
           input<storage_t>(tensors.v_real),
+          0,
+          0,
           output<storage_t>(tensors.grad_fake),
           output<storage_t>(tensors.grad_real),
           output<gan_loss_type<storage_t>>(tensors.grad_grad_loss)};

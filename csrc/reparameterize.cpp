@@ -6,11 +6,13 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 
 #include "csrc/checks.h"
 #include "csrc/dispatch.h"
+#include "csrc/large_pages.h"
 #include "csrc/seed.h"
 
 #if defined(GENFAST_WITH_CUDA)
@@ -26,11 +28,24 @@ using std::optional;
 constexpr const char* kOp = "reparameterize";
 constexpr int64_t kGrain = 4096;  // elements of work that make another thread worthwhile
 
-void check_arguments(const Tensor& mu, const Tensor& logvar, int64_t offset) {
+// How the divergence is counted.
+struct Weights {
+  double beta, free_bits;
+};
+
+void check_weight(const char* name, double value) {
+  TORCH_CHECK(value >= 0 && std::isfinite(value), kOp, ": expected a finite ", name, " >= 0, got ",
+              name, "=", value);
+}
+
+void check_arguments(const Tensor& mu, const Tensor& logvar, int64_t offset,
+                     const Weights& weights) {
   check_floating(kOp, "mu", mu);
   check_same(kOp, "logvar", logvar, "mu", mu);
   check_offset(kOp, offset, mu.numel());
   TORCH_CHECK(mu.dim() >= 1, kOp, ": expected mu of shape [N, ...], got a scalar");
+  check_weight("beta", weights.beta);
+  check_weight("free_bits", weights.free_bits);
 }
 
 void check_gradients(const optional<Tensor>& grad_z, const optional<Tensor>& grad_kl,
@@ -61,6 +76,17 @@ Tensor with_contiguous_rows(const Tensor& tensor) {
   return tensor;
 }
 
+// A gradient that is one number everywhere, as that of a sum or a mean is, is not copied.
+bool is_one_number(const Tensor& tensor) {
+  return std::all_of(tensor.strides().begin(), tensor.strides().end(),
+                     [](int64_t stride) { return stride == 0; });
+}
+
+Tensor dense_or_one_number(const optional<Tensor>& grad) {
+  if (!grad.has_value()) return Tensor();
+  return is_one_number(*grad) ? *grad : grad->contiguous();
+}
+
 template <typename storage_t>
 RowMatrix<const storage_t> rows(const Tensor& tensor) {
   return {static_cast<const storage_t*>(tensor.const_data_ptr()), tensor.stride(0)};
@@ -78,26 +104,39 @@ const storage_t* optional_input(const Tensor& tensor) {
 
 template <typename storage_t>
 ReparameterizeForward<storage_t> forward_params(const Tensor& mu, const Tensor& logvar, Tensor& z,
-                                                Tensor& kl, const Seed& seed, int64_t offset) {
+                                                Tensor& kl, const Seed& seed, int64_t offset,
+                                                const Weights& weights) {
   return {rows<storage_t>(mu), rows<storage_t>(logvar), output<storage_t>(z), output<storage_t>(kl),
-          mu.size(0),          row_length(mu),          seed.value,           offset};
+          mu.size(0),          row_length(mu),          seed.value,           offset,
+          weights.beta,        weights.free_bits};
 }
 
 template <typename storage_t>
 ReparameterizeBackward<storage_t> backward_params(const Tensor& grad_z, const Tensor& grad_kl,
                                                   const Tensor& mu, const Tensor& logvar,
                                                   Tensor& grad_mu, Tensor& grad_logvar,
-                                                  const Seed& seed, int64_t offset) {
+                                                  const Seed& seed, int64_t offset,
+                                                  const Weights& weights) {
   return {rows<storage_t>(mu),
           rows<storage_t>(logvar),
           optional_input<storage_t>(grad_z),
+          grad_z.defined() && is_one_number(grad_z) ? 0 : 1,
           optional_input<storage_t>(grad_kl),
+          grad_kl.defined() ? grad_kl.stride(0) : 0,
           output<storage_t>(grad_mu),
           output<storage_t>(grad_logvar),
           mu.size(0),
           row_length(mu),
           seed.value,
-          offset};
+          offset,
+          weights.beta,
+          weights.free_bits};
+}
+
+Tensor empty_like_dense(const Tensor& tensor) {
+  Tensor result = at::empty(tensor.sizes(), tensor.options(), at::MemoryFormat::Contiguous);
+  advise_large_pages(result);
+  return result;
 }
 
 int64_t rows_per_task(const Tensor& mu) {
@@ -105,19 +144,22 @@ int64_t rows_per_task(const Tensor& mu) {
 }
 
 std::tuple<Tensor, Tensor> reparameterize_cpu(const Tensor& mu, const Tensor& logvar,
-                                              const Tensor& seed, int64_t offset) {
-  check_arguments(mu, logvar, offset);
+                                              const Tensor& seed, int64_t offset, double beta,
+                                              double free_bits) {
+  check_arguments(mu, logvar, offset, {beta, free_bits});
   if (at::isReducedFloatingType(mu.scalar_type())) {
-    auto [z, kl] = reparameterize_cpu(mu.to(at::kFloat), logvar.to(at::kFloat), seed, offset);
+    auto [z, kl] =
+        reparameterize_cpu(mu.to(at::kFloat), logvar.to(at::kFloat), seed, offset, beta, free_bits);
     return {z.to(mu.scalar_type()), kl.to(mu.scalar_type())};
   }
   const Seed seed_value = read_seed(kOp, seed, mu.device());
   const Tensor mu_rows = with_contiguous_rows(mu);
   const Tensor logvar_rows = with_contiguous_rows(logvar);
-  Tensor z = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
+  Tensor z = empty_like_dense(mu);
   Tensor kl = at::empty({mu.size(0)}, mu.options());
   AT_DISPATCH_FLOATING_TYPES(mu.scalar_type(), kOp, [&] {
-    const auto params = forward_params<scalar_t>(mu_rows, logvar_rows, z, kl, seed_value, offset);
+    const auto params = forward_params<scalar_t>(mu_rows, logvar_rows, z, kl, seed_value, offset,
+                                                 {beta, free_bits});
     at::parallel_for(0, params.N, rows_per_task(mu), [&](int64_t begin, int64_t end) {
       cpu::at_simd_level(
           [&](auto level) { cpu::reparameterize_forward<level()>(params, begin, end); });
@@ -130,27 +172,30 @@ std::tuple<Tensor, Tensor> reparameterize_cpu(const Tensor& mu, const Tensor& lo
 std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& grad_z,
                                                        const optional<Tensor>& grad_kl,
                                                        const Tensor& mu, const Tensor& logvar,
-                                                       const Tensor& seed, int64_t offset) {
-  check_arguments(mu, logvar, offset);
+                                                       const Tensor& seed, int64_t offset,
+                                                       double beta, double free_bits) {
+  check_arguments(mu, logvar, offset, {beta, free_bits});
   check_gradients(grad_z, grad_kl, mu);
   if (at::isReducedFloatingType(mu.scalar_type())) {
     const auto widen = [](const optional<Tensor>& grad) -> optional<Tensor> {
       return grad.has_value() ? optional<Tensor>(grad->to(at::kFloat)) : std::nullopt;
     };
-    auto [grad_mu, grad_logvar] = reparameterize_backward_cpu(
-        widen(grad_z), widen(grad_kl), mu.to(at::kFloat), logvar.to(at::kFloat), seed, offset);
+    auto [grad_mu, grad_logvar] =
+        reparameterize_backward_cpu(widen(grad_z), widen(grad_kl), mu.to(at::kFloat),
+                                    logvar.to(at::kFloat), seed, offset, beta, free_bits);
     return {grad_mu.to(mu.scalar_type()), grad_logvar.to(mu.scalar_type())};
   }
   const Seed seed_value = read_seed(kOp, seed, mu.device());
   const Tensor mu_rows = with_contiguous_rows(mu);
   const Tensor logvar_rows = with_contiguous_rows(logvar);
-  const Tensor grad_z_dense = grad_z.has_value() ? grad_z->contiguous() : Tensor();
-  const Tensor grad_kl_dense = grad_kl.has_value() ? grad_kl->contiguous() : Tensor();
-  Tensor grad_mu = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
-  Tensor grad_logvar = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
+  const Tensor grad_z_dense = dense_or_one_number(grad_z);
+  const Tensor grad_kl_rows = grad_kl.value_or(Tensor());
+  Tensor grad_mu = empty_like_dense(mu);
+  Tensor grad_logvar = empty_like_dense(mu);
   AT_DISPATCH_FLOATING_TYPES(mu.scalar_type(), kOp, [&] {
-    const auto params = backward_params<scalar_t>(grad_z_dense, grad_kl_dense, mu_rows, logvar_rows,
-                                                  grad_mu, grad_logvar, seed_value, offset);
+    const auto params =
+        backward_params<scalar_t>(grad_z_dense, grad_kl_rows, mu_rows, logvar_rows, grad_mu,
+                                  grad_logvar, seed_value, offset, {beta, free_bits});
     at::parallel_for(0, params.N, rows_per_task(mu), [&](int64_t begin, int64_t end) {
       cpu::at_simd_level(
           [&](auto level) { cpu::reparameterize_backward<level()>(params, begin, end); });
@@ -161,17 +206,19 @@ std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& g
 
 #if defined(GENFAST_WITH_CUDA)
 std::tuple<Tensor, Tensor> reparameterize_cuda(const Tensor& mu, const Tensor& logvar,
-                                               const Tensor& seed, int64_t offset) {
-  check_arguments(mu, logvar, offset);
+                                               const Tensor& seed, int64_t offset, double beta,
+                                               double free_bits) {
+  check_arguments(mu, logvar, offset, {beta, free_bits});
   const Seed seed_value = read_seed(kOp, seed, mu.device());
   const CudaLaunch launch(mu.device());
   const Tensor mu_rows = with_contiguous_rows(mu);
   const Tensor logvar_rows = with_contiguous_rows(logvar);
-  Tensor z = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
+  Tensor z = empty_like_dense(mu);
   Tensor kl = at::empty({mu.size(0)}, mu.options());
   at_storage_type(kOp, mu.scalar_type(), [&](auto storage) {
     cuda::reparameterize_forward(
-        forward_params<decltype(storage)>(mu_rows, logvar_rows, z, kl, seed_value, offset),
+        forward_params<decltype(storage)>(mu_rows, logvar_rows, z, kl, seed_value, offset,
+                                          {beta, free_bits}),
         seed_value.device_value, launch.stream());
   });
   return {z, kl};
@@ -180,32 +227,33 @@ std::tuple<Tensor, Tensor> reparameterize_cuda(const Tensor& mu, const Tensor& l
 std::tuple<Tensor, Tensor> reparameterize_backward_cuda(const optional<Tensor>& grad_z,
                                                         const optional<Tensor>& grad_kl,
                                                         const Tensor& mu, const Tensor& logvar,
-                                                        const Tensor& seed, int64_t offset) {
-  check_arguments(mu, logvar, offset);
+                                                        const Tensor& seed, int64_t offset,
+                                                        double beta, double free_bits) {
+  check_arguments(mu, logvar, offset, {beta, free_bits});
   check_gradients(grad_z, grad_kl, mu);
   const Seed seed_value = read_seed(kOp, seed, mu.device());
   const CudaLaunch launch(mu.device());
   const Tensor mu_rows = with_contiguous_rows(mu);
   const Tensor logvar_rows = with_contiguous_rows(logvar);
-  const Tensor grad_z_dense = grad_z.has_value() ? grad_z->contiguous() : Tensor();
-  const Tensor grad_kl_dense = grad_kl.has_value() ? grad_kl->contiguous() : Tensor();
-  Tensor grad_mu = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
-  Tensor grad_logvar = at::empty(mu.sizes(), mu.options(), at::MemoryFormat::Contiguous);
+  const Tensor grad_z_dense = dense_or_one_number(grad_z);
+  const Tensor grad_kl_rows = grad_kl.value_or(Tensor());
+  Tensor grad_mu = empty_like_dense(mu);
+  Tensor grad_logvar = empty_like_dense(mu);
   at_storage_type(kOp, mu.scalar_type(), [&](auto storage) {
-    cuda::reparameterize_backward(
-        backward_params<decltype(storage)>(grad_z_dense, grad_kl_dense, mu_rows, logvar_rows,
-                                           grad_mu, grad_logvar, seed_value, offset),
-        seed_value.device_value, launch.stream());
+    cuda::reparameterize_backward(backward_params<decltype(storage)>(
+                                      grad_z_dense, grad_kl_rows, mu_rows, logvar_rows, grad_mu,
+                                      grad_logvar, seed_value, offset, {beta, free_bits}),
+                                  seed_value.device_value, launch.stream());
   });
   return {grad_mu, grad_logvar};
 }
 #endif
 
 using ForwardOp = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                             c10::SymInt);
+                                             c10::SymInt, double, double);
 using BackwardOp = std::tuple<Tensor, Tensor>(const optional<Tensor>&, const optional<Tensor>&,
                                               const Tensor&, const Tensor&, const Tensor&,
-                                              c10::SymInt);
+                                              c10::SymInt, double, double);
 
 // In C++ because it runs once per training step on small tensors, where a Python autograd function
 // would cost more than the arithmetic.
@@ -213,13 +261,16 @@ class Reparameterize : public torch::autograd::Function<Reparameterize> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* ctx,
                                                 const Tensor& mu, const Tensor& logvar,
-                                                const Tensor& seed, c10::SymInt offset) {
+                                                const Tensor& seed, c10::SymInt offset, double beta,
+                                                double free_bits) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     static const auto op = find_op<ForwardOp>("genfast::reparameterize");
     ctx->save_for_backward({mu, logvar, seed});
     ctx->saved_data["offset"] = offset;
+    ctx->saved_data["beta"] = beta;
+    ctx->saved_data["free_bits"] = free_bits;
     ctx->set_materialize_grads(false);
-    auto [z, kl] = op.call(mu, logvar, seed, offset);
+    auto [z, kl] = op.call(mu, logvar, seed, offset, beta, free_bits);
     return {z, kl};
   }
 
@@ -230,15 +281,18 @@ class Reparameterize : public torch::autograd::Function<Reparameterize> {
     const auto given = [](const Tensor& grad) {
       return grad.defined() ? optional<Tensor>(grad) : std::nullopt;
     };
-    auto [grad_mu, grad_logvar] = op.call(given(grads[0]), given(grads[1]), saved[0], saved[1],
-                                          saved[2], ctx->saved_data["offset"].toSymInt());
-    return {grad_mu, grad_logvar, Tensor(), Tensor()};
+    auto [grad_mu, grad_logvar] =
+        op.call(given(grads[0]), given(grads[1]), saved[0], saved[1], saved[2],
+                ctx->saved_data["offset"].toSymInt(), ctx->saved_data["beta"].toDouble(),
+                ctx->saved_data["free_bits"].toDouble());
+    return {grad_mu, grad_logvar, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 std::tuple<Tensor, Tensor> reparameterize_autograd(const Tensor& mu, const Tensor& logvar,
-                                                   const Tensor& seed, c10::SymInt offset) {
-  auto outputs = Reparameterize::apply(mu, logvar, seed, std::move(offset));
+                                                   const Tensor& seed, c10::SymInt offset,
+                                                   double beta, double free_bits) {
+  auto outputs = Reparameterize::apply(mu, logvar, seed, std::move(offset), beta, free_bits);
   return {outputs[0], outputs[1]};
 }
 
@@ -249,10 +303,11 @@ class ReparameterizeBackwardOnce : public torch::autograd::Function<Reparameteri
                                                 const optional<Tensor>& grad_z,
                                                 const optional<Tensor>& grad_kl, const Tensor& mu,
                                                 const Tensor& logvar, const Tensor& seed,
-                                                c10::SymInt offset) {
+                                                c10::SymInt offset, double beta, double free_bits) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     static const auto op = find_op<BackwardOp>("genfast::_reparameterize_backward");
-    auto [grad_mu, grad_logvar] = op.call(grad_z, grad_kl, mu, logvar, seed, std::move(offset));
+    auto [grad_mu, grad_logvar] =
+        op.call(grad_z, grad_kl, mu, logvar, seed, std::move(offset), beta, free_bits);
     return {grad_mu, grad_logvar};
   }
 
@@ -267,10 +322,10 @@ class ReparameterizeBackwardOnce : public torch::autograd::Function<Reparameteri
 std::tuple<Tensor, Tensor> reparameterize_backward_autograd(const optional<Tensor>& grad_z,
                                                             const optional<Tensor>& grad_kl,
                                                             const Tensor& mu, const Tensor& logvar,
-                                                            const Tensor& seed,
-                                                            c10::SymInt offset) {
-  auto outputs =
-      ReparameterizeBackwardOnce::apply(grad_z, grad_kl, mu, logvar, seed, std::move(offset));
+                                                            const Tensor& seed, c10::SymInt offset,
+                                                            double beta, double free_bits) {
+  auto outputs = ReparameterizeBackwardOnce::apply(grad_z, grad_kl, mu, logvar, seed,
+                                                   std::move(offset), beta, free_bits);
   return {outputs[0], outputs[1]};
 }
 
@@ -278,12 +333,13 @@ std::tuple<Tensor, Tensor> reparameterize_backward_autograd(const optional<Tenso
 
 TORCH_LIBRARY_FRAGMENT(genfast, m) {
   m.def(
-      "reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset)"
-      " -> (Tensor z, Tensor kl)",
+      "reparameterize(Tensor mu, Tensor logvar, Tensor seed, SymInt offset, float beta=1.0,"
+      " float free_bits=0.0) -> (Tensor z, Tensor kl)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "_reparameterize_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar,"
-      " Tensor seed, SymInt offset) -> (Tensor grad_mu, Tensor grad_logvar)",
+      " Tensor seed, SymInt offset, float beta=1.0, float free_bits=0.0)"
+      " -> (Tensor grad_mu, Tensor grad_logvar)",
       {at::Tag::pt2_compliant_tag});
 }
 

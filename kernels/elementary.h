@@ -22,7 +22,7 @@ GENFAST_INLINE float exp_of_minus(float magnitude) {
 #if defined(__CUDACC__)
   return expf(-magnitude);
 #else
-  return cpu::vector_exp(-magnitude);
+  return cpu::vector_exp_of_minus(magnitude);
 #endif
 }
 

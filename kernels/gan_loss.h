@@ -1,5 +1,5 @@
 // Losses of generative adversarial networks: the mean, over each tensor of logits, of a term of one
-// logit, with the first and second derivatives of that term.
+// argument, with the first and second derivatives of that term.
 #pragma once
 
 #include <cstdint>
@@ -8,10 +8,32 @@
 
 namespace genfast {
 
-enum class GanKind : int32_t { kMinimax, kNonSaturating, kLeastSquares, kWasserstein, kHinge };
+enum class GanKind : int32_t {
+  kMinimax,
+  kNonSaturating,
+  kLeastSquares,
+  kWasserstein,
+  kHinge,
+  kRelativistic,
+  kRelativisticAverage
+};
 enum class GanRole : int32_t { kDiscriminator, kGenerator };
 
-// Every loss is one of four functions of a logit x:
+// What the argument of a term is:
+//   kAlone     a logit
+//   kPairs     fake[i] - real[i]: one term for both, which is the fake side's
+//   kAverages  a logit minus the mean of the other side's
+// Each is a linear map of the logits that is its own adjoint when a side is weighted by 1 / count.
+// So the gradient takes the slopes of the terms through the same map (kPairs: with both signs), and
+// the second derivative takes its direction through it.
+enum class GanPairing : int32_t { kAlone, kPairs, kAverages };
+
+GENFAST_INLINE GanPairing gan_pairing(GanKind kind) {
+  if (kind == GanKind::kRelativistic) return GanPairing::kPairs;
+  return kind == GanKind::kRelativisticAverage ? GanPairing::kAverages : GanPairing::kAlone;
+}
+
+// Every loss is one of four functions of its argument x:
 //   kSoftplus  scale * log(1 + exp(sign * x)) + shift * x
 //   kSquare    (x - shift)^2 / 2
 //   kLinear    sign * x
@@ -24,7 +46,8 @@ struct GanTerm {
 };
 
 // The term of the real or of the fake logits. `smoothing` moves the target of the real ones from 1
-// to 1 - smoothing: -(1 - s) log D - s log(1 - D) = softplus(-x) + s x.
+// to 1 - smoothing: -(1 - s) log D - s log(1 - D) = softplus(-x) + s x. In pairs x is the negative
+// of what the target speaks of.
 GENFAST_INLINE GanTerm gan_term(GanKind kind, GanRole role, bool real, double smoothing) {
   const bool generator = role == GanRole::kGenerator;
   // Whether the player wants these logits high, which the terms spell as sign -1.
@@ -34,7 +57,10 @@ GENFAST_INLINE GanTerm gan_term(GanKind kind, GanRole role, bool real, double sm
       if (generator) return {GanForm::kSoftplus, -1, 1, 0};
       return {GanForm::kSoftplus, 1, sign, real ? smoothing : 0};
     case GanKind::kNonSaturating:
+    case GanKind::kRelativisticAverage:
       return {GanForm::kSoftplus, 1, sign, real ? smoothing : 0};
+    case GanKind::kRelativistic:
+      return {GanForm::kSoftplus, 1, sign, real ? smoothing : -smoothing};
     case GanKind::kLeastSquares:
       return {GanForm::kSquare, 1, 1, sign < 0 ? 1 - (real ? smoothing : 0) : 0};
     case GanKind::kWasserstein:
@@ -113,20 +139,30 @@ struct GanLogits {
   const scalar_t* data;  // [count], contiguous
   int64_t count;         // elements
   GanTerm term;
+  double minus;  // subtracted from each: the mean of the other side where the pairing asks, else 0
 };
 
-// Flat buffers hold the fake logits' elements first, then the real ones'.
+// Slopes of the terms in one buffer: the fake side's, the real side's unless in pairs, and with
+// kAverages the means of both.
+GENFAST_INLINE int64_t gan_slopes(GanPairing pairing, int64_t fake_count, int64_t real_count) {
+  if (pairing == GanPairing::kPairs) return fake_count;
+  return fake_count + real_count + (pairing == GanPairing::kAverages ? 2 : 0);
+}
+
 template <typename scalar_t>
 struct GanLossForward {
+  GanPairing pairing;
   GanLogits<scalar_t> fake, real;
-  scalar_t* slope;  // [fake.count + real.count]: derivative of each logit's term, or null: unwanted
+  scalar_t* slope;                // [gan_slopes], or null: unwanted
   gan_loss_type<scalar_t>* loss;  // [1]: mean over fake + mean over real
 };
 
 // grad = slope * grad_loss / count. The slopes are kept undivided, so that float16 holds them.
+// The gradients of the side that comes first may lie where its slopes do.
 template <typename scalar_t>
 struct GanLossBackward {
-  const scalar_t* slope;                     // [fake_count + real_count]
+  GanPairing pairing;
+  const scalar_t* slope;                     // [gan_slopes]
   const gan_loss_type<scalar_t>* grad_loss;  // [1]
   scalar_t* grad_fake;                       // [fake_count]
   scalar_t* grad_real;                       // [real_count]
@@ -136,10 +172,12 @@ struct GanLossBackward {
 // The derivative of GanLossBackward along (v_fake, v_real), in grad_loss and in the logits.
 template <typename scalar_t>
 struct GanLossDoubleBackward {
+  GanPairing pairing;
   GanLogits<scalar_t> fake, real;
   const gan_loss_type<scalar_t>* grad_loss;  // [1]
   const scalar_t* v_fake;                    // [fake.count]
   const scalar_t* v_real;                    // [real.count]
+  double v_fake_minus, v_real_minus;         // as `minus` of the logits
   scalar_t* grad_fake;                       // [fake.count]
   scalar_t* grad_real;                       // [real.count]
   gan_loss_type<scalar_t>* grad_grad_loss;   // [1]
@@ -158,25 +196,35 @@ inline int64_t gan_loss_chunks(int64_t count) {
   return (count + kGanLossChunk - 1) / kGanLossChunk;
 }
 
-// Chunks [begin, end); writes chunk_sums[chunk], the sum of its terms. Does not write params.loss.
+struct GanSums {
+  double first, second;
+};
+
+// Chunks [begin, end) of the logits; writes {their sum, 0} of each. Reads data and count alone.
 template <SimdLevel level, typename scalar_t>
-void gan_loss_forward(const GanLossForward<scalar_t>& params, double* chunk_sums, int64_t begin,
+void gan_loss_sums(const GanLogits<scalar_t>& fake, const GanLogits<scalar_t>& real, GanSums* sums,
+                   int64_t begin, int64_t end);
+// Chunks [begin, end); writes {sum of the terms, sum of the slopes} of each, the latter with
+// kAverages and a buffer for slopes, else 0. Writes neither params.loss nor the means behind the
+// slopes.
+template <SimdLevel level, typename scalar_t>
+void gan_loss_forward(const GanLossForward<scalar_t>& params, GanSums* sums, int64_t begin,
                       int64_t end);
-// Elements [begin, end) of the flat order.
+// Slopes [begin, end).
 template <SimdLevel level, typename scalar_t>
 void gan_loss_backward(const GanLossBackward<scalar_t>& params, int64_t begin, int64_t end);
-// Chunks [begin, end); writes chunk_sums[chunk], the sum of v * slope. Does not write
-// params.grad_grad_loss.
+// Chunks [begin, end); writes {sum of v * slope, sum of the gradients} of each. Does not write
+// params.grad_grad_loss, and with kAverages leaves the last map of the gradients to the caller.
 template <SimdLevel level, typename scalar_t>
-void gan_loss_double_backward(const GanLossDoubleBackward<scalar_t>& params, double* chunk_sums,
+void gan_loss_double_backward(const GanLossDoubleBackward<scalar_t>& params, GanSums* sums,
                               int64_t begin, int64_t end);
 }  // namespace genfast::cpu
 #endif
 
 namespace genfast::cuda {
 // Bytes of device memory that a reduction over `count` elements needs beside its tensors; 0 when
-// one thread block does it.
-int64_t gan_loss_workspace(int64_t count);
+// one thread block does it at once.
+int64_t gan_loss_workspace(GanPairing pairing, int64_t count);
 
 template <typename scalar_t>
 void gan_loss_forward(const GanLossForward<scalar_t>& params, void* workspace, void* stream);

@@ -1,5 +1,5 @@
 // z = mu + exp(logvar / 2) * noise, and the divergence of N(mu, exp(logvar)) from N(0, 1) per
-// example.
+// example: beta * sum over latent dimensions of max(free_bits, divergence of the dimension).
 #pragma once
 
 #include "kernels/philox.h"
@@ -22,7 +22,8 @@ struct ReparameterizeForward {
   scalar_t* kl;                      // [N], nats
   int64_t N, D;
   uint64_t seed;
-  int64_t offset;  // stream position of the noise of z[0, 0], in elements
+  int64_t offset;          // stream position of the noise of z[0, 0], in elements
+  double beta, free_bits;  // free_bits 0: the divergence as it stands
 };
 
 template <typename scalar_t>
@@ -30,12 +31,15 @@ struct ReparameterizeBackward {
   RowMatrix<const scalar_t> mu;      // [N, D]
   RowMatrix<const scalar_t> logvar;  // [N, D]
   const scalar_t* grad_z;            // [N, D], contiguous, or null: zero
+  int64_t grad_z_step;               // 1, or 0: one value for all elements
   const scalar_t* grad_kl;           // [N], or null: zero
+  int64_t grad_kl_stride;            // elements
   scalar_t* grad_mu;                 // [N, D], contiguous
   scalar_t* grad_logvar;             // [N, D], contiguous
   int64_t N, D;
   uint64_t seed;
   int64_t offset;
+  double beta, free_bits;
 };
 
 // One element. `std` is exp(logvar / 2), computed once: exp(logvar) is its square.
@@ -47,6 +51,12 @@ GENFAST_INLINE acc_t latent(acc_t mu, acc_t std, acc_t noise) {
 template <typename acc_t>
 GENFAST_INLINE acc_t kl_term(acc_t mu, acc_t logvar, acc_t variance_minus_one) {
   return acc_t(0.5) * (mu * mu + variance_minus_one - logvar);
+}
+
+// Whether max(free_bits, kl) is free_bits and so has no slope. False at NaN, which stays.
+template <typename acc_t>
+GENFAST_INLINE bool takes_free_bits(acc_t kl, acc_t free_bits) {
+  return kl <= free_bits;
 }
 
 template <typename acc_t>

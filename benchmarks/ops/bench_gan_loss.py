@@ -1,4 +1,4 @@
-"""gan_loss: forward and backward of both players' losses."""
+"""gan_loss: forward and backward of the discriminator's losses."""
 
 import pytest
 import torch
@@ -9,15 +9,29 @@ from genfast.ops import gan_loss, gan_loss_reference
 
 # Logits, half of them fake: one per image of a DCGAN batch; patches; a reduction's own speed.
 COUNTS = {"dcgan": 64, "patch discriminator": 32 * 30 * 30, "large": 1_000_000}
-KINDS = ("non_saturating", "least_squares", "hinge")
+KINDS = (
+    "minimax",
+    "non_saturating",
+    "least_squares",
+    "wasserstein",
+    "hinge",
+    "relativistic",
+    "relativistic_average",
+)
 
 
 def eager(kind: str, fake: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    if kind == "non_saturating":
-        return F.softplus(fake).mean() + F.softplus(-real).mean()
     if kind == "least_squares":
         return 0.5 * (fake.square().mean() + (real - 1).square().mean())
-    return F.relu(1 + fake).mean() + F.relu(1 - real).mean()
+    if kind == "wasserstein":
+        return fake.mean() - real.mean()
+    if kind == "hinge":
+        return F.relu(1 + fake).mean() + F.relu(1 - real).mean()
+    if kind == "relativistic":
+        return F.softplus(fake - real).mean()
+    if kind == "relativistic_average":
+        return F.softplus(fake - real.mean()).mean() + F.softplus(fake.mean() - real).mean()
+    return F.softplus(fake).mean() + F.softplus(-real).mean()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -9,7 +9,7 @@ from genfast.ops import reparameterize, reparameterize_reference
 SHAPES = {
     "vae-mnist": (128, 20),
     "vae-faces": (64, 512),
-    "large": (4096, 256),
+    "large": (65_536, 256),
 }
 
 

@@ -36,7 +36,8 @@ class GANConfig:
         levels: number of grey levels of a pixel.
         latent_dim: dimensions of z.
         channels: width at the size of the image, doubled at every halving.
-        loss: "minimax", "non_saturating", "least_squares", "wasserstein" or "hinge".
+        loss: "minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"
+            or "relativistic_average".
         gradient_penalty: weight of (|grad D| - 1)^2 between real and generated images; None is 10
             for "wasserstein" and 0 otherwise.
         r1: gamma; gamma / 2 is the weight of |grad D|^2 at real images.
@@ -163,8 +164,9 @@ class GAN(GenerativeModel):
     def loss(self, x: Tensor, part: str = "discriminator") -> dict[str, Tensor]:
         """Return one player's "loss" and what it is made of.
 
-        The generator's loss uses only the number of images in x; neither loss has gradients for
-        the other player's parameters.
+        The generator's loss uses only the number of images in x, except that the relativistic kinds
+        compare with what the discriminator says of them; neither loss has gradients for the other
+        player's parameters.
         """
         self._check_part(part, ("discriminator", "generator"))
         self._check_images(x)
@@ -172,7 +174,10 @@ class GAN(GenerativeModel):
         z = self._normal(len(x), self.config.latent_dim).to(real.dtype)
         if part == "generator":
             with _frozen(self.discriminator):
-                return {"loss": self.gan_loss(fake=self.discriminator(self.generator(z)))}
+                fake_logits = self.discriminator(self.generator(z))
+                real_logits = self.discriminator(real) if self.gan_loss.relativistic else None
+            loss = self.gan_loss(fake=fake_logits, real=real_logits, role="generator")
+            return {"loss": loss}
         with torch.no_grad():
             fake = self.generator(z)
         real_logits, fake_logits = self.discriminator(real), self.discriminator(fake)

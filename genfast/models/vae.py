@@ -1,8 +1,9 @@
 """Variational autoencoder: a latent Gaussian, a decoder, and a bound on the likelihood.
 
 Sources: Kingma and Welling 2014, "Auto-encoding variational Bayes" (figure 1, appendix C);
-beta: Higgins et al. 2017, "beta-VAE"; learned decoder variance: Rybkin et al. 2021, "Simple and
-effective VAE training with calibrated decoders".
+beta: Higgins et al. 2017, "beta-VAE"; free bits: Kingma et al. 2016, "Improved variational
+inference with inverse autoregressive flow", appendix C.8; learned decoder variance: Rybkin et al.
+2021, "Simple and effective VAE training with calibrated decoders".
 """
 
 import math
@@ -31,7 +32,7 @@ from genfast.models._coders import (
     interpolate_linearly,
 )
 from genfast.nn import Reparameterize, evaluating
-from genfast.ops import philox_uniform
+from genfast.ops import philox_uniform, reparameterize
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class VAEConfig:
         std: of the Gaussian decoder, in units of the whole grey scale: a number, or learned:
             "shared" by all pixels or one for each "pixel" of the image.
         beta: weight of the KL term in `loss`; `elbo` always has 1.
+        free_bits: nats per latent dimension and image below which `loss` counts the KL term as
+            free_bits, without a slope (`genfast.ops.reparameterize`); `elbo` never does.
     """
 
     image_shape: tuple[int, int, int] = (1, 8, 8)
@@ -60,6 +63,7 @@ class VAEConfig:
     decoder: str = "gaussian"
     std: float | str = "shared"
     beta: float = 1.0
+    free_bits: float = 0.0
 
     def __post_init__(self) -> None:
         check_image(self)
@@ -72,6 +76,7 @@ class VAEConfig:
         else:
             check_number(self, "std", 1e-4)
         check_number(self, "beta", 0)
+        check_number(self, "free_bits", 0)
 
 
 class VAE(GenerativeModel):
@@ -99,7 +104,7 @@ class VAE(GenerativeModel):
         else:
             self.encoder = conv_encoder(shape, config.channels, 2 * latent_dim)
             self.decoder = conv_decoder(shape, config.channels, latent_dim)
-        self.reparameterize = Reparameterize()
+        self.reparameterize = Reparameterize(free_bits=config.free_bits)
         if config.decoder == "gaussian":
             if isinstance(config.std, str):
                 size = () if config.std == "shared" else shape
@@ -148,15 +153,20 @@ class VAE(GenerativeModel):
         return log_prob.flatten(1).sum(dim=1)
 
     def loss(self, x: Tensor, part: str = "model") -> dict[str, Tensor]:
-        """Return "loss" = "reconstruction" + beta * "kl", in nats per image."""
+        """Return "loss" = "reconstruction" + beta * "kl", in nats per image.
+
+        With free bits the loss has "kl_with_free_bits" in place of "kl", which stays the plain
+        divergence: the negative of "reconstruction" + "kl" is always the bound.
+        """
         self._check_part(part, ("model",))
-        z, kl = self.reparameterize(*self.encode(x))
-        reconstruction, kl = -self.conditional_log_prob(x, z).mean(), kl.mean()
-        return {
-            "loss": reconstruction + self.beta * kl,
-            "reconstruction": reconstruction.detach(),
-            "kl": kl.detach(),
-        }
+        mu, logvar = self.encode(x)
+        z, counted = self.reparameterize(mu, logvar)
+        reconstruction, counted = -self.conditional_log_prob(x, z).mean(), counted.mean()
+        report = {"reconstruction": reconstruction.detach(), "kl": counted.detach()}
+        if self.config.free_bits:
+            report["kl_with_free_bits"] = counted.detach()
+            report["kl"] = _divergence(mu.detach(), logvar.detach()).mean()
+        return {"loss": reconstruction + self.beta * counted, **report}
 
     def elbo(
         self, x: Tensor, samples: int = 1, *, generator: torch.Generator | None = None
@@ -179,7 +189,7 @@ class VAE(GenerativeModel):
         mu, logvar = self.encode(x)
         total = torch.zeros_like(mu[:, 0])
         for _ in range(samples):
-            z, kl = self.reparameterize(mu, logvar, generator=generator)
+            z, kl = reparameterize(mu, logvar, generator=generator)
             total = total + self.conditional_log_prob(x, z, generator=generator) - kl
         return total / samples
 
@@ -230,3 +240,8 @@ class VAE(GenerativeModel):
         if self.config.decoder == "bernoulli":
             return (mean * (levels - 1)).round().to(self.level_dtype)
         return (mean * levels).floor().clamp_max(levels - 1).to(self.level_dtype)
+
+
+def _divergence(mu: Tensor, logvar: Tensor) -> Tensor:
+    """KL(N(mu, exp(logvar)) || N(0, 1)), in nats per image [N]."""
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(dim=1)

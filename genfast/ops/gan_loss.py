@@ -4,8 +4,11 @@ Sources: minimax and non-saturating, Goodfellow et al., "Generative adversarial 
 equation 1 and section 3; least_squares, Mao et al., "Least squares generative adversarial
 networks", ICCV 2017, equation 9; wasserstein, Arjovsky et al., "Wasserstein GAN", ICML 2017,
 equation 3; hinge, Lim and Ye, "Geometric GAN", 2017, and Miyato et al., "Spectral normalization for
-generative adversarial networks", ICLR 2018, equations 16 and 17; one-sided label smoothing,
-Salimans et al., "Improved techniques for training GANs", NIPS 2016, section 3.4.
+generative adversarial networks", ICLR 2018, equations 16 and 17; relativistic and
+relativistic_average, Jolicoeur-Martineau, "The relativistic discriminator", ICLR 2019, sections 4.1
+and 4.2, the former also Huang et al., "The GAN is dead; long live the GAN!", NeurIPS 2024, section
+2.1; one-sided label smoothing, Salimans et al., "Improved techniques for training GANs", NIPS 2016,
+section 3.4.
 """
 
 from typing import Literal, get_args
@@ -16,12 +19,21 @@ import torch.nn.functional as F
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
 
-Kind = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+Kind = Literal[
+    "minimax",
+    "non_saturating",
+    "least_squares",
+    "wasserstein",
+    "hinge",
+    "relativistic",
+    "relativistic_average",
+]
 Role = Literal["discriminator", "generator"]
 
 _KINDS: tuple[str, ...] = get_args(Kind)
 _ROLES: tuple[str, ...] = get_args(Role)
-_SMOOTHABLE = ("minimax", "non_saturating", "least_squares")
+_RELATIVISTIC = ("relativistic", "relativistic_average")
+_SMOOTHABLE = ("minimax", "non_saturating", "least_squares", *_RELATIVISTIC)
 
 
 def gan_loss(
@@ -46,17 +58,34 @@ def gan_loss(
     hinge          max(0, 1 + x)       max(0, 1 - x)          -x
     ============== =================== ====================== ====================
 
-    The loss and the derivative of every term are made in one pass; the backward pass is one
-    multiplication.
+    The relativistic kinds judge real and generated examples against each other, with two tensors of
+    logits for both players and, at logits f of `fake` and r of `real`:
+
+    ==================== ================================== ===================================
+    kind                 discriminator                      generator
+    ==================== ================================== ===================================
+    relativistic         E[softplus(f - r) - s (f - r)]     E[softplus(r - f)]
+    relativistic_average E[softplus(f - E[r])] +            E[softplus(E[r] - f)] +
+                         E[softplus(E[f] - r) + s (r -      E[softplus(r - E[f])]
+                         E[f])]
+    ==================== ================================== ===================================
+
+    E is the mean; relativistic pairs the i-th fake logit with the i-th real one. The means over the
+    other side have gradients, for both players.
+
+    The loss and the derivative of every term are made in one pass, with relativistic_average in two
+    (the means first); the backward pass is one multiplication.
 
     Args:
         fake: Logits of generated examples, any shape with at least one element, floating point.
-        real: Logits of real examples, any shape (it may differ from that of `fake`), dtype and
-            device of `fake`. For the discriminator only.
+        real: Logits of real examples, any shape (it may differ from that of `fake`, except with
+            relativistic), dtype and device of `fake`. For the discriminator, and with the
+            relativistic kinds for both players; else not allowed.
         kind: Which loss.
         role: Whose loss.
-        label_smoothing: s in [0, 1): the target of real logits is 1 - s. Discriminators of the
-            kinds minimax, non_saturating and least_squares only.
+        label_smoothing: s in [0, 1): the target of real logits (relativistic kinds: of "more real
+            than fake") is 1 - s. Discriminators only, and not with wasserstein and hinge, which
+            have no target.
 
     Returns:
         Scalar. float64 for float64 logits, else float32: a squared logit of 1,000 overflows
@@ -89,7 +118,21 @@ def gan_loss_reference(
     fake = _widened(fake)
     if real is None:
         return _generator_term(fake, kind).mean()
-    return _fake_term(fake, kind).mean() + _real_term(_widened(real), kind, label_smoothing).mean()
+    real = _widened(real)
+    if kind in _RELATIVISTIC:
+        return _relativistic(fake, real, kind, role, label_smoothing)
+    return _fake_term(fake, kind).mean() + _real_term(real, kind, label_smoothing).mean()
+
+
+def _relativistic(
+    fake: torch.Tensor, real: torch.Tensor, kind: Kind, role: Role, smoothing: float
+) -> torch.Tensor:
+    if role == "generator":  # the same with exchanged sides, but no target that moves
+        fake, real = real, fake
+    if kind == "relativistic":
+        return _real_term(real - fake, kind, smoothing).mean()
+    wins, losses = real - fake.mean(), fake - real.mean()
+    return _fake_term(losses, kind).mean() + _real_term(wins, kind, smoothing).mean()
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:
@@ -132,26 +175,36 @@ def _check_arguments(
     if role not in _ROLES:
         raise InputError(f"gan_loss: expected role one of {', '.join(_ROLES)}, got role={role!r}")
     _check_logits("fake", fake)
-    if role == "generator":
-        if real is not None:
-            raise InputError(
-                "gan_loss: expected fake alone for the generator, got real of shape "
-                f"{tuple(real.shape)}"
-            )
-    elif real is None:
+    if real is not None:
+        _check_real(fake, real, kind, role)
+    elif kind in _RELATIVISTIC:
+        raise InputError(f"gan_loss: expected real and fake for kind={kind!r}, got real=None")
+    elif role == "discriminator":
         raise InputError("gan_loss: expected real and fake for the discriminator, got real=None")
-    else:
-        _check_logits("real", real)
-        # Under autocast the dtypes are made the same later.
-        if real.device != fake.device or (
-            real.dtype != fake.dtype and not _under_autocast(fake.device.type)
-        ):
-            raise InputError(
-                "gan_loss: expected real of the dtype and device of fake, got "
-                f"fake: {fake.dtype} {fake.device}, real: {real.dtype} {real.device}"
-            )
     if label_smoothing != 0:
         _check_smoothing(kind, role, label_smoothing)
+
+
+def _check_real(fake: torch.Tensor, real: torch.Tensor, kind: str, role: str) -> None:
+    if role == "generator" and kind not in _RELATIVISTIC:
+        raise InputError(
+            "gan_loss: expected fake alone for the generator, got real of shape "
+            f"{tuple(real.shape)}"
+        )
+    _check_logits("real", real)
+    # Under autocast the dtypes are made the same later.
+    if real.device != fake.device or (
+        real.dtype != fake.dtype and not _under_autocast(fake.device.type)
+    ):
+        raise InputError(
+            "gan_loss: expected real of the dtype and device of fake, got "
+            f"fake: {fake.dtype} {fake.device}, real: {real.dtype} {real.device}"
+        )
+    if kind == "relativistic" and real.shape != fake.shape:
+        raise InputError(
+            "gan_loss: expected real of the shape of fake for kind='relativistic', got "
+            f"fake.shape={tuple(fake.shape)}, real.shape={tuple(real.shape)}"
+        )
 
 
 def _under_autocast(device: str) -> bool:
@@ -199,7 +252,9 @@ if loaded():
     def _gan_loss_with_slope_fake(
         fake: torch.Tensor, real: torch.Tensor | None, kind: str, role: str, label_smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        count = fake.numel() + (0 if real is None else real.numel())
+        count = fake.numel()
+        if kind != "relativistic":
+            count += (0 if real is None else real.numel()) + 2 * (kind == "relativistic_average")
         return _loss_like(fake), fake.new_empty((count,))
 
     @torch.library.register_fake("genfast::_gan_loss_backward")

@@ -36,6 +36,27 @@ GENFAST_INLINE float vector_exp(float x) {
   return exp_r * scale_low * scale_high;
 }
 
+// The same bits for exp(-magnitude), magnitude >= 0 or NaN: 2^n is at most 1, so that one of its
+// two factors may be a constant.
+GENFAST_INLINE float vector_exp_of_minus(float magnitude) {
+  const float clamped = magnitude > 104.0f ? -104.0f : -magnitude;  // NaN passes through
+  const float to_integer = 0x1.8p23f;
+  const float shifted = fused_multiply_add(clamped, 1.44269502f, to_integer);
+  const float n = shifted - to_integer;
+  float r = fused_multiply_add(n, -0.693145751953125f, clamped);
+  r = fused_multiply_add(n, -1.42860682e-06f, r);
+  float q = 0.000198909809f;
+  q = fused_multiply_add(q, r, 0.00139336416f);
+  q = fused_multiply_add(q, r, 0.00833331048f);
+  q = fused_multiply_add(q, r, 0.0416664667f);
+  q = fused_multiply_add(q, r, 0.166666672f);
+  q = fused_multiply_add(q, r, 0.5f);
+  const float exp_r = fused_multiply_add(r * r, q, r) + 1.0f;
+  // 2^(n + 32), a normal number for n in [-150, 0]; the bits of `shifted` are those of n, moved.
+  const float scale = bits_to_float((float_to_bits(shifted) - 0x4B400000u + 159u) << 23);
+  return exp_r * scale * 0x1p-32f;
+}
+
 // exp(x) - 1: the Taylor series where the subtraction would cancel.
 GENFAST_INLINE float vector_expm1(float x, float exp_x) {
   float p = 2.75573192e-07f;

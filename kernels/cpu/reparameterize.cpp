@@ -18,11 +18,9 @@ GENFAST_INLINE void add_terms(double* sums, const scalar_t* terms, int64_t count
   for (; i < count; ++i) sums[i % kSumLanes] += static_cast<double>(terms[i]);
 }
 
-}  // namespace
-
-template <SimdLevel level, typename scalar_t>
-void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64_t begin,
-                            int64_t end) {
+template <bool has_free_bits, typename scalar_t>
+void forward_rows(const ReparameterizeForward<scalar_t>& params, int64_t begin, int64_t end) {
+  const scalar_t free_bits = static_cast<scalar_t>(params.free_bits);
   scalar_t terms[kTile];
   for (int64_t n = begin; n < end; ++n) {
     const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
@@ -38,40 +36,66 @@ void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64
                       const scalar_t lv = logvar[d0 + i];
                       const scalar_t std = vector_exp(lv * scalar_t(0.5));
                       z[d0 + i] = latent(m, std, static_cast<scalar_t>(noise[i]));
-                      terms[i] = kl_term(m, lv, vector_expm1(lv, std * std));
+                      const scalar_t kl = kl_term(m, lv, vector_expm1(lv, std * std));
+                      terms[i] = has_free_bits && takes_free_bits(kl, free_bits) ? free_bits : kl;
                     }
                     add_terms(sums, terms, count);
                   });
     double kl = 0;
     for (int lane = 0; lane < kSumLanes; ++lane) kl += sums[lane];
-    params.kl[n] = static_cast<scalar_t>(kl);
+    params.kl[n] = static_cast<scalar_t>(params.beta * kl);
   }
+}
+
+template <bool has_free_bits, typename scalar_t>
+void backward_rows(const ReparameterizeBackward<scalar_t>& params, int64_t begin, int64_t end) {
+  const scalar_t free_bits = static_cast<scalar_t>(params.free_bits);
+  const bool one_grad_z = params.grad_z == nullptr || params.grad_z_step == 0;
+  scalar_t same_grad_z[kTile];
+  for (scalar_t& grad : same_grad_z) grad = params.grad_z ? *params.grad_z : scalar_t(0);
+  for (int64_t n = begin; n < end; ++n) {
+    const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
+    const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
+    const scalar_t grad_kl = params.grad_kl ? params.grad_kl[n * params.grad_kl_stride] *
+                                                  static_cast<scalar_t>(params.beta)
+                                            : scalar_t(0);
+    const int64_t row_start = params.offset + n * params.D;
+    for_each_tile(
+        PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
+        [&](const float* noise, int64_t first, int64_t count) {
+          const int64_t d0 = first - row_start;
+          const int64_t at = n * params.D + d0;
+          const scalar_t* grad_z = one_grad_z ? same_grad_z : params.grad_z + at;
+          for (int64_t i = 0; i < count; ++i) {
+            const scalar_t m = mu[d0 + i];
+            const scalar_t lv = logvar[d0 + i];
+            const scalar_t std = vector_exp(lv * scalar_t(0.5));
+            const scalar_t variance_minus_one = vector_expm1(lv, std * std);
+            const bool flat =
+                has_free_bits && takes_free_bits(kl_term(m, lv, variance_minus_one), free_bits);
+            const scalar_t slope = flat ? scalar_t(0) : grad_kl;
+            params.grad_mu[at + i] = grad_z[i] + slope * m;
+            params.grad_logvar[at + i] = grad_logvar_term(
+                grad_z[i], slope, std, static_cast<scalar_t>(noise[i]), variance_minus_one);
+          }
+        });
+  }
+}
+
+}  // namespace
+
+template <SimdLevel level, typename scalar_t>
+void reparameterize_forward(const ReparameterizeForward<scalar_t>& params, int64_t begin,
+                            int64_t end) {
+  params.free_bits > 0 ? forward_rows<true>(params, begin, end)
+                       : forward_rows<false>(params, begin, end);
 }
 
 template <SimdLevel level, typename scalar_t>
 void reparameterize_backward(const ReparameterizeBackward<scalar_t>& params, int64_t begin,
                              int64_t end) {
-  const scalar_t zeros[kTile] = {};
-  for (int64_t n = begin; n < end; ++n) {
-    const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
-    const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
-    const scalar_t grad_kl = params.grad_kl ? params.grad_kl[n] : scalar_t(0);
-    const int64_t row_start = params.offset + n * params.D;
-    for_each_tile(PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
-                  [&](const float* noise, int64_t first, int64_t count) {
-                    const int64_t d0 = first - row_start;
-                    const int64_t at = n * params.D + d0;
-                    const scalar_t* grad_z = params.grad_z ? params.grad_z + at : zeros;
-                    for (int64_t i = 0; i < count; ++i) {
-                      const scalar_t lv = logvar[d0 + i];
-                      const scalar_t std = vector_exp(lv * scalar_t(0.5));
-                      params.grad_mu[at + i] = grad_z[i] + grad_kl * mu[d0 + i];
-                      params.grad_logvar[at + i] =
-                          grad_logvar_term(grad_z[i], grad_kl, std, static_cast<scalar_t>(noise[i]),
-                                           vector_expm1(lv, std * std));
-                    }
-                  });
-  }
+  params.free_bits > 0 ? backward_rows<true>(params, begin, end)
+                       : backward_rows<false>(params, begin, end);
 }
 
 #define GENFAST_INSTANTIATE(scalar_t)                                  \

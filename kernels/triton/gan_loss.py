@@ -1,7 +1,8 @@
 """The losses of generative adversarial networks in Triton.
 
 Each side, fake and real, is one launch whose programs leave their sums in float64; a last launch
-adds them in a fixed order. No atomics, hence the same bits every time.
+adds them in a fixed order. No atomics, hence the same bits every time. The means that
+relativistic_average needs are torch's.
 """
 
 import torch
@@ -83,8 +84,20 @@ def _wide(x):
 
 
 @triton.jit
+def _argument(x, other, o_x, m_x, PAIRING: tl.constexpr):
+    """What a term is a function of; the pairings of kernels/gan_loss.h."""
+    b_x = _wide(tl.load(x + o_x, mask=m_x, other=0))
+    if PAIRING == "pairs":
+        b_x -= _wide(tl.load(other + o_x, mask=m_x, other=0))
+    elif PAIRING == "averages":
+        b_x -= tl.load(other)
+    return b_x
+
+
+@triton.jit
 def _gan_loss_fwd_kernel(
     x,  # [count], contiguous: one side
+    other,  # pairs: [count], the other side; averages: [1], its mean
     slope,  # [count]; written if HAS_SLOPE
     sums,  # [programs] float64
     count,
@@ -93,6 +106,7 @@ def _gan_loss_fwd_kernel(
     SCALE: tl.constexpr,
     SIGN: tl.constexpr,
     SHIFT: tl.constexpr,
+    PAIRING: tl.constexpr,
     HAS_SLOPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -101,7 +115,7 @@ def _gan_loss_fwd_kernel(
     for i_x in range(0, chunk, BLOCK):
         o_x = i_program * chunk + i_x + tl.arange(0, BLOCK).to(tl.int64)
         m_x = o_x < count
-        b_x = _wide(tl.load(x + o_x, mask=m_x, other=0))
+        b_x = _argument(x, other, o_x, m_x, PAIRING)
         b_value, b_slope, _ = _point(b_x, FORM, SCALE, SIGN, SHIFT)
         if HAS_SLOPE:
             tl.store(slope + o_x, b_slope.to(slope.dtype.element_ty), mask=m_x)
@@ -113,21 +127,29 @@ def _gan_loss_fwd_kernel(
 def _gan_loss_bwd_kernel(
     grad_loss,  # [1]
     slope,  # [count]: one side
+    mean_slope,  # [1]: averages: of the other side
     grad,  # [count]
     count,
+    sign,  # 1; -1 for the real side of pairs
+    PAIRING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     o_x = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
     m_x = o_x < count
-    b_grad = _wide(tl.load(slope + o_x, mask=m_x, other=0)) * (tl.load(grad_loss) / count)
+    b_slope = _wide(tl.load(slope + o_x, mask=m_x, other=0))
+    if PAIRING == "averages":
+        b_slope -= _wide(tl.load(mean_slope))
+    b_grad = b_slope * (sign * tl.load(grad_loss) / count)
     tl.store(grad + o_x, b_grad.to(grad.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
 def _gan_loss_double_bwd_kernel(
     v,  # [count], contiguous: direction, one side
+    v_other,  # as `other`
     grad_loss,  # [1]
     x,  # [count], contiguous
+    other,  # pairs: [count], the other side; averages: [1], its mean
     grad,  # [count]
     sums,  # [programs] float64
     count,
@@ -136,6 +158,7 @@ def _gan_loss_double_bwd_kernel(
     SCALE: tl.constexpr,
     SIGN: tl.constexpr,
     SHIFT: tl.constexpr,
+    PAIRING: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_program = tl.program_id(0).to(tl.int64)
@@ -144,11 +167,11 @@ def _gan_loss_double_bwd_kernel(
     for i_x in range(0, chunk, BLOCK):
         o_x = i_program * chunk + i_x + tl.arange(0, BLOCK).to(tl.int64)
         m_x = o_x < count
-        b_v = _wide(tl.load(v + o_x, mask=m_x, other=0))
-        b_x = _wide(tl.load(x + o_x, mask=m_x, other=0))
+        b_v = _argument(v, v_other, o_x, m_x, PAIRING)
+        b_x = _argument(x, other, o_x, m_x, PAIRING)
         _, b_first, b_second = _point(b_x, FORM, SCALE, SIGN, SHIFT)
         tl.store(grad + o_x, (b_v * factor * b_second).to(grad.dtype.element_ty), mask=m_x)
-        b_sum += (b_v * b_first).to(tl.float64)
+        b_sum += tl.where(m_x, b_v * b_first, 0.0).to(tl.float64)
     tl.store(sums + i_program, tl.sum(b_sum, 0) / count)
 
 
@@ -177,18 +200,37 @@ def _term(kind: str, role: str, label_smoothing: float, *, real: bool) -> dict[s
         form = "hinge"
     else:
         form, shift = "softplus", label_smoothing if real else 0.0
+        if kind == "relativistic" and not real:
+            shift = -label_smoothing
         if kind == "minimax" and generator:
             scale, sign = -1.0, 1.0
     return {"FORM": form, "SCALE": scale, "SIGN": sign, "SHIFT": shift}
 
 
+def _pairing(kind: str) -> str:
+    return {"relativistic": "pairs", "relativistic_average": "averages"}.get(kind, "alone")
+
+
+def _others(
+    fake: torch.Tensor, real: torch.Tensor | None, pairing: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the kernels take for `other` on the fake and on the real side."""
+    if pairing == "alone" or real is None:
+        return fake, fake
+    if pairing == "pairs":
+        return real.contiguous(), real
+    wide = torch.float64 if fake.dtype == torch.float64 else torch.float32
+    return real.mean(dtype=wide), fake.mean(dtype=wide)
+
+
 def _sides(
     fake: torch.Tensor, real: torch.Tensor | None, choice: tuple[str, str, float]
 ) -> list[tuple[torch.Tensor, int, int, int, dict[str, object]]]:
-    """For each side present: logits, first position in flat buffers, programs, chunk, term."""
+    """For each side with terms: logits, first position in flat buffers, programs, chunk, term."""
     sides = []
     start = 0
-    for is_real, logits in enumerate((fake,) if real is None else (fake, real)):
+    alone = real is None or _pairing(choice[0]) == "pairs"
+    for is_real, logits in enumerate((fake,) if alone else (fake, real)):
         count = logits.numel()
         chunk = triton.cdiv(triton.cdiv(count, MOST_PROGRAMS), BLOCK) * BLOCK
         term = _term(*choice, real=bool(is_real))
@@ -211,14 +253,19 @@ def _forward(
 ) -> torch.Tensor:
     sums = fake.new_empty((2 * MOST_PROGRAMS,), dtype=torch.float64)
     done = 0
-    for x, start, programs, chunk, term in _sides(fake, real, choice):
+    pairing = _pairing(choice[0])
+    others = _others(fake, real, pairing)
+    sides = _sides(fake, real, choice)
+    for (x, start, programs, chunk, term), other in zip(sides, others, strict=False):
         _gan_loss_fwd_kernel[(programs,)](
             x,
+            other,
             x if slope is None else slope[start:],
             sums[done:],
             x.numel(),
             chunk,
             **term,
+            PAIRING=pairing,
             HAS_SLOPE=slope is not None,
             BLOCK=BLOCK,
             enable_fp_fusion=False,
@@ -238,8 +285,17 @@ def gan_loss_with_slope(
     fake: torch.Tensor, real: torch.Tensor | None, kind: str, role: str, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward launcher, with the op's own signature."""
-    slope = fake.new_empty((fake.numel() + (0 if real is None else real.numel()),))
-    return _forward(fake, real, (kind, role, label_smoothing), slope), slope
+    sizes = [fake.numel(), 0 if real is None else real.numel()]
+    pairing = _pairing(kind)
+    if pairing == "pairs":
+        sizes = sizes[:1]
+    averages = pairing == "averages"
+    slope = fake.new_empty((sum(sizes) + (2 if averages else 0),))
+    loss = _forward(fake, real, (kind, role, label_smoothing), slope)
+    if averages:
+        for i, side in enumerate(slope[: sum(sizes)].split(sizes)):
+            slope[sum(sizes) + i] = side.mean(dtype=loss.dtype)
+    return loss, slope
 
 
 def gan_loss_backward(
@@ -254,13 +310,22 @@ def gan_loss_backward(
     """Backward launcher, with the op's own signature: one multiplication."""
     grads = fake.new_empty(fake.shape), fake.new_empty((0,) if real is None else real.shape)
     start = 0
-    for grad in grads:
+    pairing = _pairing(kind)
+    for i, grad in enumerate(grads):
         count = grad.numel()
         if count > 0:
             _gan_loss_bwd_kernel[(triton.cdiv(count, BLOCK),)](
-                grad_loss, slope[start:], grad, count, BLOCK=BLOCK, enable_fp_fusion=False
+                grad_loss,
+                slope[start:],
+                slope[slope.numel() - 1 - i :],  # behind the slopes: fake's mean, then real's
+                grad,
+                count,
+                -1.0 if pairing == "pairs" and i == 1 else 1.0,
+                PAIRING=pairing,
+                BLOCK=BLOCK,
+                enable_fp_fusion=False,
             )
-        start += count
+        start += 0 if pairing == "pairs" else count
     return grads
 
 
@@ -275,22 +340,38 @@ def gan_loss_double_backward(
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Launcher of the backward's derivative, with the op's own signature."""
-    grads = fake.new_empty(fake.shape), fake.new_empty((0,) if real is None else real.shape)
+    pairing = _pairing(kind)
+    # With averages the gradients go through one more map, before they are rounded to half types.
+    dtype = grad_loss.dtype if pairing == "averages" else fake.dtype
+    grads = [fake.new_empty(shape, dtype=dtype) for shape in (fake.shape, v_real.shape)]
     sums = fake.new_empty((2 * MOST_PROGRAMS,), dtype=torch.float64)
     done = 0
     sides = _sides(fake, real, (kind, role, label_smoothing))
-    for (x, _, programs, chunk, term), v, grad in zip(sides, (v_fake, v_real), grads, strict=False):
+    directions = zip((v_fake, v_real), _others(v_fake, v_real, pairing), strict=True)
+    others = _others(fake, real, pairing)
+    for (x, _, programs, chunk, term), (v, v_other), other, grad in zip(
+        sides, directions, others, grads, strict=False
+    ):
         _gan_loss_double_bwd_kernel[(programs,)](
             v.contiguous(),
+            v_other,
             grad_loss,
             x,
+            other,
             grad,
             sums[done:],
             x.numel(),
             chunk,
             **term,
+            PAIRING=pairing,
             BLOCK=BLOCK,
             enable_fp_fusion=False,
         )
         done += programs
-    return _sum(sums, done, fake.dtype), *grads
+    if pairing == "pairs":
+        grads[1] = -grads[0]
+    elif pairing == "averages":
+        totals = grads[0].sum(), grads[1].sum()
+        grads[0] -= totals[1] / grads[0].numel()
+        grads[1] -= totals[0] / grads[1].numel()
+    return _sum(sums, done, fake.dtype), grads[0].to(fake.dtype), grads[1].to(fake.dtype)

@@ -19,6 +19,9 @@ def _reparameterize_fwd_kernel(
     D,
     mu_stride_n,
     logvar_stride_n,
+    beta,
+    free_bits,
+    HAS_FREE_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_n = tl.program_id(0).to(tl.int64)
@@ -35,8 +38,11 @@ def _reparameterize_fwd_kernel(
         b_logvar = tl.load(logvar + i_n * logvar_stride_n + o_d, mask=m_d, other=0).to(tl.float32)
         b_z = b_mu + exp(b_logvar * 0.5) * b_noise
         tl.store(z + i_n * D + o_d, b_z.to(z.dtype.element_ty), mask=m_d)
-        b_kl += tl.where(m_d, 0.5 * (b_mu * b_mu + expm1(b_logvar) - b_logvar), 0.0)
-    tl.store(kl + i_n, tl.sum(b_kl, 0).to(kl.dtype.element_ty))
+        b_term = 0.5 * (b_mu * b_mu + expm1(b_logvar) - b_logvar)
+        if HAS_FREE_BITS:
+            b_term = tl.where(b_term <= free_bits, free_bits, b_term)  # NaN stays NaN
+        b_kl += tl.where(m_d, b_term, 0.0)
+    tl.store(kl + i_n, (beta * tl.sum(b_kl, 0)).to(kl.dtype.element_ty))
 
 
 @triton.jit
@@ -52,8 +58,11 @@ def _reparameterize_bwd_kernel(
     D,
     mu_stride_n,
     logvar_stride_n,
+    beta,
+    free_bits,
     HAS_GRAD_Z: tl.constexpr,
     HAS_GRAD_KL: tl.constexpr,
+    HAS_FREE_BITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     i_n = tl.program_id(0).to(tl.int64)
@@ -62,7 +71,7 @@ def _reparameterize_bwd_kernel(
     first_block = row_start >> 2
     b_grad_kl = 0.0
     if HAS_GRAD_KL:
-        b_grad_kl = tl.load(grad_kl + i_n).to(tl.float32)
+        b_grad_kl = tl.load(grad_kl + i_n).to(tl.float32) * beta
     for i_d in range(0, D + 3, BLOCK):
         o_d = (first_block + i_d // 4) * 4 - row_start + tl.arange(0, BLOCK).to(tl.int64)
         m_d = (o_d >= 0) & (o_d < D)
@@ -72,9 +81,14 @@ def _reparameterize_bwd_kernel(
         b_grad_z = tl.zeros((BLOCK,), tl.float32)
         if HAS_GRAD_Z:
             b_grad_z = tl.load(grad_z + i_n * D + o_d, mask=m_d, other=0).to(tl.float32)
-        b_grad_mu = b_grad_z + b_grad_kl * b_mu
+        b_variance_minus_one = expm1(b_logvar)
+        b_slope = tl.zeros((BLOCK,), tl.float32) + b_grad_kl
+        if HAS_FREE_BITS:
+            b_term = 0.5 * (b_mu * b_mu + b_variance_minus_one - b_logvar)
+            b_slope = tl.where(b_term <= free_bits, 0.0, b_slope)
+        b_grad_mu = b_grad_z + b_slope * b_mu
         b_std = exp(b_logvar * 0.5)
-        b_grad_logvar = 0.5 * (b_grad_z * b_std * b_noise + b_grad_kl * expm1(b_logvar))
+        b_grad_logvar = 0.5 * (b_grad_z * b_std * b_noise + b_slope * b_variance_minus_one)
         tl.store(grad_mu + i_n * D + o_d, b_grad_mu.to(grad_mu.dtype.element_ty), mask=m_d)
         tl.store(
             grad_logvar + i_n * D + o_d, b_grad_logvar.to(grad_logvar.dtype.element_ty), mask=m_d
@@ -93,7 +107,12 @@ def _block(D: int) -> int:
 
 
 def reparameterize(
-    mu: torch.Tensor, logvar: torch.Tensor, seed: torch.Tensor, offset: int
+    mu: torch.Tensor,
+    logvar: torch.Tensor,
+    seed: torch.Tensor,
+    offset: int,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Forward launcher, with the op's own signature."""
     z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
@@ -102,7 +121,9 @@ def reparameterize(
         noise = _float64_noise(mu, seed, offset)
         variance_minus_one = torch.expm1(logvar)
         terms = 0.5 * (mu.square() + variance_minus_one - logvar)
-        return mu + torch.exp(logvar / 2) * noise, _rows(terms).sum(1)
+        if free_bits > 0:
+            terms = torch.where(terms <= free_bits, free_bits, terms)
+        return mu + torch.exp(logvar / 2) * noise, beta * _rows(terms).sum(1)
     if mu.numel() == 0:
         return z, kl.zero_()
     mu_rows, logvar_rows = _rows(mu), _rows(logvar)
@@ -117,6 +138,9 @@ def reparameterize(
         D,
         mu_rows.stride(0),
         logvar_rows.stride(0),
+        float(beta),
+        float(free_bits),
+        HAS_FREE_BITS=free_bits > 0,
         BLOCK=_block(D),
         enable_fp_fusion=False,
     )
@@ -130,6 +154,8 @@ def reparameterize_backward(
     logvar: torch.Tensor,
     seed: torch.Tensor,
     offset: int,
+    beta: float = 1.0,
+    free_bits: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Backward launcher, with the op's own signature; a missing gradient means zero."""
     grad_mu = torch.zeros(mu.shape, dtype=mu.dtype, device=mu.device)
@@ -140,9 +166,13 @@ def reparameterize_backward(
             grad_mu += grad_z
             grad_logvar += 0.5 * grad_z * torch.exp(logvar / 2) * noise
         if grad_kl is not None:
-            per_row = grad_kl.reshape(-1, *(1,) * (mu.dim() - 1))
-            grad_mu += per_row * mu
-            grad_logvar += 0.5 * per_row * torch.expm1(logvar)
+            slope = beta * grad_kl.reshape(-1, *(1,) * (mu.dim() - 1)).expand_as(mu)
+            variance_minus_one = torch.expm1(logvar)
+            if free_bits > 0:
+                terms = 0.5 * (mu.square() + variance_minus_one - logvar)
+                slope = torch.where(terms <= free_bits, 0.0, slope)
+            grad_mu += slope * mu
+            grad_logvar += 0.5 * slope * variance_minus_one
         return grad_mu, grad_logvar
     if mu.numel() == 0:
         return grad_mu, grad_logvar
@@ -160,8 +190,11 @@ def reparameterize_backward(
         D,
         mu_rows.stride(0),
         logvar_rows.stride(0),
+        float(beta),
+        float(free_bits),
         HAS_GRAD_Z=grad_z is not None,
         HAS_GRAD_KL=grad_kl is not None,
+        HAS_FREE_BITS=free_bits > 0,
         BLOCK=_block(D),
         enable_fp_fusion=False,
     )

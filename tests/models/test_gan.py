@@ -6,8 +6,10 @@ import torch
 from genfast.errors import InputError
 from genfast.models import GAN, GANConfig
 from genfast.nn import gradient_penalty
+from genfast.ops import gan_loss
 
-KINDS = ["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+RELATIVISTIC = ["relativistic", "relativistic_average"]
+KINDS = ["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", *RELATIVISTIC]
 
 
 def small(**options):
@@ -72,6 +74,18 @@ def test_one_step_lowers_the_players_loss(kind, part):
     optimizer.step()
     torch.manual_seed(1)
     assert model.loss(x, part)["loss"] < before
+
+
+@pytest.mark.parametrize("kind", RELATIVISTIC)
+def test_relativistic_generator_is_compared_with_the_images_given(kind):
+    model, x = small(loss=kind, label_smoothing=0.1), images(8)
+    torch.manual_seed(1)
+    result = model.loss(x, "generator")["loss"]
+    torch.manual_seed(1)
+    fake = model.generator(model._normal(8, 4))
+    real_logits, fake_logits = model.discriminator(model._scale(x)), model.discriminator(fake)
+    expected = gan_loss(real=real_logits, fake=fake_logits, kind=kind, role="generator")
+    torch.testing.assert_close(result, expected)
 
 
 def test_parts_follow_critic_steps():

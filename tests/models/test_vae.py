@@ -109,6 +109,33 @@ def test_loss_is_the_negative_elbo_with_beta_on_the_kl():
     torch.testing.assert_close(model.elbo(x, 4).mean().detach(), elbo, rtol=0.01, atol=0)
 
 
+def test_free_bits_change_the_loss_and_neither_the_reported_kl_nor_the_elbo():
+    torch.manual_seed(2)
+    plain, x = small(beta=2.0), images(64)
+    free = small(beta=2.0, free_bits=0.002)
+    free.load_state_dict(plain.state_dict())
+    torch.manual_seed(1)
+    without = plain.loss(x)
+    torch.manual_seed(1)
+    result = free.loss(x)
+    torch.testing.assert_close(result["kl"], without["kl"])
+    torch.testing.assert_close(result["reconstruction"], without["reconstruction"])
+    mu, logvar = free.encode(x)
+    terms = torch.distributions.kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0))
+    assert 0 < (terms < 0.002).sum() < terms.numel()
+    counted = terms.clamp_min(0.002).sum(dim=1).mean()
+    torch.testing.assert_close(result["kl_with_free_bits"], counted.detach())
+    torch.testing.assert_close(result["loss"], result["reconstruction"] + 2 * counted)
+    one, other = (m.elbo(x, 2, generator=torch.Generator().manual_seed(1)) for m in (plain, free))
+    assert torch.equal(one, other)
+
+
+def test_refuses_bad_free_bits():
+    for free_bits in (-0.1, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="free_bits in 0"):
+            VAEConfig(free_bits=free_bits)
+
+
 def test_bits_per_dim_is_the_elbo_in_other_units_and_repeatable():
     model, x = small(), images()
     bits = model.bits_per_dim(x, 2, generator=torch.Generator().manual_seed(1))

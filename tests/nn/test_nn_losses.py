@@ -8,23 +8,41 @@ from genfast.errors import InputError
 from genfast.nn import GANLoss, Reparameterize, evaluating, gradient_penalty, r1_penalty
 from genfast.ops import gan_loss, reparameterize
 
-KINDS = ["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+SEPARATE = ["minimax", "non_saturating", "least_squares", "wasserstein", "hinge"]
+RELATIVISTIC = ["relativistic", "relativistic_average"]
+KINDS = [*SEPARATE, *RELATIVISTIC]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gan_loss_layer_is_the_op_for_the_player_named_by_its_arguments(kind):
-    real, fake = torch.randn(5), torch.randn(7)
+    real, fake = torch.randn(7), torch.randn(7)
     loss = GANLoss(kind)
     expected = gan_loss(real=real, fake=fake, kind=kind, role="discriminator")
     torch.testing.assert_close(loss(real=real, fake=fake), expected)
-    expected = gan_loss(fake=fake, kind=kind, role="generator")
-    torch.testing.assert_close(loss(fake=fake), expected)
+    given = {"real": real, "fake": fake} if loss.relativistic else {"fake": fake}
+    expected = gan_loss(**given, kind=kind, role="generator")
+    torch.testing.assert_close(loss(**given, role="generator"), expected)
+    if not loss.relativistic:
+        torch.testing.assert_close(loss(fake=fake), expected)
+
+
+def test_gan_loss_layer_asks_for_real_logits_where_the_generator_needs_them():
+    fake = torch.randn(4)
+    for kind in RELATIVISTIC:
+        assert GANLoss(kind).relativistic
+        with pytest.raises(InputError, match=f"expected real and fake for kind='{kind}'"):
+            GANLoss(kind)(fake=fake)
+    with pytest.raises(InputError, match="expected fake alone for the generator"):
+        GANLoss("hinge")(fake=fake, real=fake, role="generator")
+    with pytest.raises(InputError, match="expected role one of"):
+        GANLoss("hinge")(fake=fake, real=fake, role="critic")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_players_pull_in_opposite_directions(kind):
     fake = torch.full((4,), 0.5, requires_grad=True)
-    (up,) = torch.autograd.grad(GANLoss(kind)(fake=fake), fake)
+    real = torch.zeros(4) if kind in RELATIVISTIC else None
+    (up,) = torch.autograd.grad(GANLoss(kind)(fake=fake, real=real, role="generator"), fake)
     (down,) = torch.autograd.grad(GANLoss(kind)(real=torch.zeros(4), fake=fake), fake)
     assert (up < 0).all()
     assert (down > 0).all()
@@ -49,6 +67,16 @@ def test_reparameterize_layer_is_the_op():
     z, kl = Reparameterize()(mu, logvar, generator=torch.Generator().manual_seed(3))
     expected = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close((z, kl), expected)
+    weights = {"beta": 0.5, "free_bits": 0.4}
+    layer = Reparameterize(**weights)
+    assert repr(layer) == "Reparameterize(beta=0.5, free_bits=0.4)"
+    ours = layer(mu, logvar, generator=torch.Generator().manual_seed(3))
+    expected = reparameterize(mu, logvar, generator=torch.Generator().manual_seed(3), **weights)
+    torch.testing.assert_close(ours, expected)
+    with pytest.raises(InputError, match=r"Reparameterize: expected a finite free_bits >= 0, got"):
+        Reparameterize(free_bits=-0.1)
+    with pytest.raises(InputError, match=r"Reparameterize: expected a finite beta >= 0, got"):
+        Reparameterize(beta=float("nan"))
 
 
 class Linear(nn.Module):

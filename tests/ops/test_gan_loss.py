@@ -13,13 +13,16 @@ from tests.gan_losses import (
     DTYPES,
     KINDS,
     LOSSES,
+    RELATIVISTIC,
     SHAPES,
+    SMOOTHABLE,
     assert_match,
-    definition,
     eager_and_exact,
     loss_and_gradients,
+    loss_by_definition,
     loss_of,
     samples,
+    sides,
 )
 from tests.tolerances import assert_as_accurate_as_eager
 from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
@@ -29,9 +32,8 @@ every_loss = pytest.mark.parametrize(("kind", "role", "smoothing"), LOSSES)
 
 @every_loss
 def test_reference_is_the_definition(kind, role, smoothing) -> None:
-    logits = samples([(31,), (4, 5)], role, torch.float64, scale=2.0)
-    sides = zip(logits, ("fake", "real"), strict=False)
-    wanted = sum(definition(x, kind, role, side, smoothing).mean() for x, side in sides)
+    logits = samples([(31,), (4, 5)], kind, role, torch.float64, scale=2.0)
+    wanted = loss_by_definition(logits, kind, role, smoothing)
     torch.testing.assert_close(loss_of(gan_loss_reference, logits, kind, role, smoothing), wanted)
 
 
@@ -40,7 +42,7 @@ def test_reference_is_the_definition(kind, role, smoothing) -> None:
 @every_loss
 def test_loss_and_gradients_match_reference(device, kind, role, smoothing, shapes, dtype) -> None:
     loss = (kind, role, smoothing)
-    logits = samples(shapes, role, dtype, device)
+    logits = samples(shapes, kind, role, dtype, device)
     before = [x.detach().clone() for x in logits]
     assert_match(loss_and_gradients(gan_loss, logits, *loss), *eager_and_exact(logits, *loss))
     assert all(torch.equal(x, old) for x, old in zip(logits, before, strict=True))
@@ -52,7 +54,7 @@ def test_loss_and_gradients_match_reference(device, kind, role, smoothing, shape
 @every_loss
 def test_triton_matches_reference(kind, role, smoothing, shapes, dtype) -> None:
     kernels = triton_kernels("gan_loss")
-    logits = [x.detach() for x in samples(shapes, role, dtype, DEVICE)]
+    logits = [x.detach() for x in samples(shapes, kind, role, dtype, DEVICE)]
     given = logits[0], logits[1] if len(logits) == 2 else None
     loss, slope = kernels.gan_loss_with_slope(*given, kind, role, smoothing)
     assert torch.equal(kernels.gan_loss(*given, kind, role, smoothing), loss)
@@ -80,25 +82,32 @@ def test_triton_sums_a_side_over_many_programs(monkeypatch) -> None:
 
 def test_triton_compiles_ahead() -> None:
     kernels = []
-    terms = [("fp32", "softplus", 0.1), ("fp32", "square", 0.9), ("fp32", "linear", 0.0)]
-    terms += [("fp32", "hinge", 0.0), ("bf16", "softplus", 0.0), ("fp64", "softplus", 0.1)]
-    for t, form, shift in terms:
+    terms = [("fp32", "softplus", 0.1, "alone"), ("fp32", "square", 0.9, "alone")]
+    terms += [("fp32", "linear", 0.0, "alone"), ("fp32", "hinge", 0.0, "alone")]
+    terms += [("bf16", "softplus", 0.0, "pairs"), ("bf16", "softplus", 0.0, "averages")]
+    terms += [("fp64", "softplus", 0.1, "averages")]
+    for t, form, shift, pairing in terms:
         grad_loss = "*fp64" if t == "fp64" else "*fp32"
+        other = grad_loss if pairing == "averages" else f"*{t}"
         term = {"FORM": form, "SCALE": 1.0, "SIGN": -1.0, "SHIFT": shift, "BLOCK": 1024}
-        common = {"x": f"*{t}", "sums": "*fp64", "count": "i64", "chunk": "i64"}
+        term["PAIRING"] = pairing
+        common = {"x": f"*{t}", "other": other, "sums": "*fp64", "count": "i64", "chunk": "i64"}
         forward = common | {"slope": f"*{t}"}
         kernels.append(("_gan_loss_fwd_kernel", forward, term | {"HAS_SLOPE": True}))
-        second = common | {"v": f"*{t}", "grad": f"*{t}", "grad_loss": grad_loss}
+        second = common | {"v": f"*{t}", "v_other": other, "grad": f"*{t}"}
+        second["grad_loss"] = grad_loss
         kernels.append(("_gan_loss_double_bwd_kernel", second, term))
-    backward = {"grad_loss": "*fp32", "slope": "*bf16", "grad": "*bf16", "count": "i64"}
-    kernels.append(("_gan_loss_bwd_kernel", backward, {"BLOCK": 1024}))
+    backward = {"grad_loss": "*fp32", "slope": "*bf16", "mean_slope": "*bf16", "grad": "*bf16"}
+    backward |= {"count": "i64", "sign": "fp32"}
+    for pairing in ("alone", "averages"):
+        kernels.append(("_gan_loss_bwd_kernel", backward, {"PAIRING": pairing, "BLOCK": 1024}))
     summing = {"sums": "*fp64", "total": "*fp32", "programs": "i32"}
     kernels.append(("_gan_loss_sum_kernel", summing, {"BLOCK": 1024}))
     compile_ahead("gan_loss", kernels)
 
 
 def test_strides_change_nothing(device) -> None:
-    fake, real = (x.detach() for x in samples([(6, 4, 5, 3), (8, 5)], "discriminator"))
+    fake, real = (x.detach() for x in samples([(6, 4, 5, 3), (8, 5)]))
     packed = gan_loss(fake=fake.to(device), real=real.to(device))
     variants = {
         "channels last": (fake.to(memory_format=torch.channels_last), real),
@@ -121,9 +130,7 @@ def test_strides_change_nothing(device) -> None:
 
 @pytest.mark.parametrize("wanted", ["fake", "real"])
 def test_gradient_of_one_side_alone(device, wanted) -> None:
-    logits = dict(
-        zip(("fake", "real"), samples([(3, 4), (5,)], "discriminator", device=device), strict=True)
-    )
+    logits = dict(zip(("fake", "real"), samples([(3, 4), (5,)], device=device), strict=True))
     plain = {k: v if k == wanted else v.detach() for k, v in logits.items()}
     ours = torch.autograd.grad(gan_loss(**plain), logits[wanted])
     both = torch.autograd.grad(gan_loss(**logits), logits[wanted])
@@ -134,7 +141,7 @@ def test_gradient_of_one_side_alone(device, wanted) -> None:
 @every_loss
 def test_gradcheck(device, kind, role, smoothing) -> None:
     # No hinge kink at random logits; several elements, so that the means count.
-    logits = samples([(3, 4), (5,)], role, torch.float64, device, scale=2.0)
+    logits = samples([(3, 4), (5,)], kind, role, torch.float64, device, scale=2.0)
 
     def loss(*given):
         return loss_of(gan_loss, given, kind, role, smoothing)
@@ -145,7 +152,7 @@ def test_gradcheck(device, kind, role, smoothing) -> None:
 
 @every_loss
 def test_second_derivatives_match_reference(device, kind, role, smoothing) -> None:
-    logits = samples([(300, 100), (77,)], role, device=device)
+    logits = samples([(300, 100), (77,)], kind, role, device=device)
 
     def hessian_vector(function, logits):
         value = loss_of(function, logits, kind, role, smoothing)
@@ -170,18 +177,19 @@ def test_second_derivatives_match_reference(device, kind, role, smoothing) -> No
 
 
 def test_third_derivative_is_refused_not_zero(device) -> None:
-    (fake,) = samples([(5,)], "generator", torch.float64, device)
+    (fake,) = samples([(5,)], role="generator", dtype=torch.float64, device=device)
     (first,) = torch.autograd.grad(gan_loss(fake=fake, role="generator"), fake, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), fake, create_graph=True)
     with pytest.raises(RuntimeError, match="expected a first or second derivative"):
         second.sum().backward()
 
 
+@pytest.mark.parametrize("kind", ["non_saturating", *RELATIVISTIC])
 @pytest.mark.parametrize("role", ["discriminator", "generator"])
-def test_opcheck(device, role) -> None:
-    logits = samples([(3, 4), (5,)], role, device=device)
+def test_opcheck(device, role, kind) -> None:
+    logits = samples([(3, 4), (5,)], kind, role, device=device)
     fake, real = logits[0], logits[1] if len(logits) == 2 else None
-    choice = ("non_saturating", role, 0.0)
+    choice = (kind, role, 0.0)
     ops = torch.ops.genfast
     torch.library.opcheck(ops.gan_loss.default, (fake, real, *choice))
     fake, real = fake.detach(), real if real is None else real.detach()
@@ -200,11 +208,12 @@ def test_opcheck(device, role) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiles_without_graph_breaks(kind) -> None:
     def losses(fake, real):
+        given = real if kind in RELATIVISTIC else None
         return gan_loss(fake=fake, real=real, kind=kind) + gan_loss(
-            fake=fake, kind=kind, role="generator"
+            fake=fake, real=given, kind=kind, role="generator"
         )
 
-    logits = samples([(9, 1), (6,)], "discriminator")
+    logits = samples([(9, 1), (6,)], kind)
     compiled = torch.compile(losses, fullgraph=True)
     ours = (compiled(*logits), *torch.autograd.grad(compiled(*logits), logits))
     wanted = (losses(*logits), *torch.autograd.grad(losses(*logits), logits))
@@ -213,7 +222,7 @@ def test_compiles_without_graph_breaks(kind) -> None:
 
 
 def test_autocast_computes_in_float32(device) -> None:
-    fake, real = samples([(3, 5), (2,)], "discriminator", torch.bfloat16, device)
+    fake, real = samples([(3, 5), (2,)], dtype=torch.bfloat16, device=device)
     wanted = gan_loss(fake=fake.float(), real=real.float(), kind="least_squares")
     with torch.autocast(device.type, dtype=torch.bfloat16):
         loss = gan_loss(fake=fake, real=real, kind="least_squares")
@@ -239,6 +248,22 @@ def test_refuses_bad_input() -> None:
         ),
         (r"expected real of the dtype and device of fake, got fake", {"real": real.double()}),
         (r"expected real of the dtype and device of fake, got fake", {"real": real.to("meta")}),
+        (
+            r"expected real and fake for kind='relativistic', got real=None",
+            {"real": None, "kind": "relativistic", "role": "generator"},
+        ),
+        (
+            r"expected real and fake for kind='relativistic_average', got real=None",
+            {"real": None, "kind": "relativistic_average"},
+        ),
+        (
+            r"real of the shape of fake for kind='relativistic', got fake.shape=\(3,\), real.shape",
+            {"kind": "relativistic"},
+        ),
+        (
+            r"label_smoothing=0 except .*role='generator'",
+            {"kind": "relativistic_average", "role": "generator", "label_smoothing": 0.1},
+        ),
         (r"expected label_smoothing in \[0, 1\), got label_smoothing=1", {"label_smoothing": 1}),
         (r"in \[0, 1\), got label_smoothing=nan", {"label_smoothing": math.nan}),
         (r"label_smoothing=0 except .*kind='hinge'", {"kind": "hinge", "label_smoothing": 0.1}),
@@ -267,6 +292,10 @@ def test_ops_refuse_bad_input() -> None:
         (r"expected label_smoothing in \[0, 1\)", (fake, real, ns, d, -0.1)),
         (r"expected label_smoothing in \[0, 1\)", (fake, real, "hinge", d, 0.1)),
         (r"expected label_smoothing in \[0, 1\)", (fake, None, ns, g, 0.1)),
+        ("expected real logits for the disc", (fake, None, "relativistic", g, 0.0)),
+        ("expected real logits for the disc", (fake, None, "relativistic_average", d, 0.0)),
+        ("expected real of the shape of fake", (fake, real, "relativistic", g, 0.0)),
+        (r"expected label_smoothing in \[0, 1\)", (fake, fake, "relativistic", g, 0.1)),
     ]
     ops = torch.ops.genfast
     for message, arguments in cases:
@@ -288,8 +317,10 @@ def test_ops_refuse_bad_input() -> None:
 def test_extreme_logits_are_finite_and_right(device, kind, role, smoothing, dtype) -> None:
     values = [s * v for v in (0.0, 1e-3, 5.0, 20.0, 90.0, 800.0, 1e4) for s in (1, -1)]
     x = torch.tensor(values, dtype=dtype, device=device)
+    other = -1 if kind in RELATIVISTIC else 1  # equal logits would cancel
     for single in x:  # one at a time: in a mean the large ones would hide the small ones
-        logits = [single.clone().requires_grad_() for _ in range(1 if role == "generator" else 2)]
+        values = (single, other * single)[: sides(kind, role)]
+        logits = [value.clone().requires_grad_() for value in values]
         ours = loss_and_gradients(gan_loss, logits, kind, role, smoothing)
         _, exact = eager_and_exact(logits, kind, role, smoothing)
         for a, b in zip(ours, exact, strict=True):
@@ -304,8 +335,8 @@ def test_extreme_logits_are_finite_and_right(device, kind, role, smoothing, dtyp
 @every_loss
 def test_infinite_logits_do_as_the_reference(device, kind, role, smoothing) -> None:
     for value in (math.inf, -math.inf):
-        for side in range(1 if role == "generator" else 2):
-            logits = samples([(4,), (4,)], role, device=device)
+        for side in range(sides(kind, role)):
+            logits = samples([(4,), (4,)], kind, role, device=device)
             with torch.no_grad():
                 logits[side][1] = value
             ours = loss_of(gan_loss, logits, kind, role, smoothing)
@@ -315,8 +346,8 @@ def test_infinite_logits_do_as_the_reference(device, kind, role, smoothing) -> N
 
 @every_loss
 def test_nan_in_gives_nan_out(device, kind, role, smoothing) -> None:
-    for side in range(1 if role == "generator" else 2):
-        logits = samples([(40,), (50,)], role, device=device)
+    for side in range(sides(kind, role)):
+        logits = samples([(40,), (50,)], kind, role, device=device)
         with torch.no_grad():
             logits[side][17] = math.nan
         ours = loss_and_gradients(gan_loss, logits, kind, role, smoothing)
@@ -327,7 +358,7 @@ def test_nan_in_gives_nan_out(device, kind, role, smoothing) -> None:
 
 
 def test_non_saturating_is_binary_cross_entropy_with_logits(device) -> None:
-    fake, real = samples([(30,), (4, 8)], "discriminator", device=device)
+    fake, real = samples([(30,), (4, 8)], device=device)
     bce = F.binary_cross_entropy_with_logits
     smoothed = torch.full_like(real, 0.9)
     wanted = bce(fake, torch.zeros_like(fake)) + bce(real, smoothed)
@@ -350,23 +381,62 @@ def test_known_values(device) -> None:
         ("least_squares", "generator"): 0.5,
         ("wasserstein", "generator"): 0.0,
         ("hinge", "generator"): 0.0,
+        ("relativistic", "discriminator"): math.log(2),
+        ("relativistic", "generator"): math.log(2),
+        ("relativistic_average", "discriminator"): 2 * math.log(2),
+        ("relativistic_average", "generator"): 2 * math.log(2),
     }
     for (kind, role), value in values.items():
-        real = zero if role == "discriminator" else None
+        real = zero if sides(kind, role) == 2 else None
         loss = gan_loss(fake=zero, real=real, kind=kind, role=role)
         assert loss.item() == pytest.approx(value, abs=1e-6), (kind, role)
 
 
-@pytest.mark.parametrize("kind", ["minimax", "non_saturating", "wasserstein", "hinge"])
+@pytest.mark.parametrize(
+    "kind", ["minimax", "non_saturating", "wasserstein", "hinge", *RELATIVISTIC]
+)
 def test_discriminator_treats_the_sides_alike(device, kind) -> None:
-    fake, real = samples([(37,), (37,)], "discriminator", device=device)
+    fake, real = samples([(37,), (37,)], device=device)
     torch.testing.assert_close(
         gan_loss(fake=fake, real=real, kind=kind), gan_loss(fake=-real, real=-fake, kind=kind)
     )
 
 
+@pytest.mark.parametrize("kind", RELATIVISTIC)
+def test_relativistic_players_see_the_same_game_from_both_sides(device, kind) -> None:
+    fake, real = samples([(37,), (37,)], kind, device=device)
+    torch.testing.assert_close(
+        gan_loss(fake=fake, real=real, kind=kind, role="generator"),
+        gan_loss(fake=real, real=fake, kind=kind),
+    )
+
+
+@pytest.mark.parametrize("role", ["discriminator", "generator"])
+@pytest.mark.parametrize("kind", RELATIVISTIC)
+def test_relativistic_losses_see_differences_only(device, kind, role) -> None:
+    fake, real = samples([(37,), (51,)], kind, role, torch.float64, device)
+    loss = gan_loss(fake=fake, real=real, kind=kind, role=role)
+    shifted = gan_loss(fake=fake + 7, real=real + 7, kind=kind, role=role)
+    torch.testing.assert_close(shifted, loss)
+    grads = torch.autograd.grad(loss, (fake, real))
+    assert abs(sum(g.sum().item() for g in grads)) < 1e-12
+
+
+@pytest.mark.parametrize("kind", SMOOTHABLE)
+def test_smoothing_is_best_at_its_target(device, kind) -> None:
+    # At equal logits of one kind the discriminator's best real logit is that of the target 0.9; in
+    # least squares the target itself.
+    target = 0.9 if kind == "least_squares" else math.log(9)
+    real = torch.full((3,), target, dtype=torch.float64, device=device, requires_grad=True)
+    loss = gan_loss(fake=torch.zeros_like(real), real=real, kind=kind, label_smoothing=0.1)
+    (grad,) = torch.autograd.grad(loss, real)
+    if kind == "relativistic_average":  # its other term, which has no target that moves, pulls too
+        grad = grad + torch.sigmoid(torch.tensor(-target)).item() / 3
+    torch.testing.assert_close(grad, torch.zeros_like(grad), rtol=0, atol=1e-8)
+
+
 def test_minimax_is_a_zero_sum_game(device) -> None:
-    fake, real = samples([(37,), (21,)], "discriminator", device=device)
+    fake, real = samples([(37,), (21,)], device=device)
     grads = [
         torch.autograd.grad(loss, fake)[0]
         for loss in (
@@ -386,7 +456,7 @@ def every_derivative(logits, *loss) -> list[torch.Tensor]:
 
 @every_loss
 def test_same_bits_for_every_number_of_threads(threads, kind, role, smoothing) -> None:
-    logits = samples([(70_001,), (40_009,)], role)
+    logits = samples([(70_001,), (40_009,)], kind, role)
     ours = every_derivative(logits, kind, role, smoothing)
     torch.set_num_threads(1)
     for a, b in zip(ours, every_derivative(logits, kind, role, smoothing), strict=True):
@@ -394,8 +464,31 @@ def test_same_bits_for_every_number_of_threads(threads, kind, role, smoothing) -
 
 
 @every_loss
+def test_gradients_made_where_the_slopes_lay_are_those_of_the_operator(
+    kind, role, smoothing
+) -> None:
+    logits = samples([(20_003,), (17_001,)], kind, role)
+    given = logits[0], logits[1] if len(logits) == 2 else None
+    loss = loss_of(gan_loss, logits, kind, role, smoothing)
+    _, slope = torch.ops.genfast._gan_loss_with_slope(*given, kind, role, smoothing)
+    wanted = torch.ops.genfast._gan_loss_backward(
+        torch.tensor(0.7), slope, *given, kind, role, smoothing
+    )
+    kept = torch.autograd.grad(0.7 * loss, logits, retain_graph=True)
+    for grad in kept:
+        grad.zero_()  # must not reach what the graph keeps
+    again = torch.autograd.grad(0.7 * loss, logits, retain_graph=True)
+    last = torch.autograd.grad(0.7 * loss, logits)
+    for a, b, c in zip(again, last, wanted, strict=False):
+        assert torch.equal(a, c)
+        assert torch.equal(b, c)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(0.7 * loss, logits)
+
+
+@every_loss
 def test_same_bits_at_every_simd_level(simd_level, kind, role, smoothing) -> None:
-    logits = samples([(9_001,), (301,)], role)
+    logits = samples([(9_001,), (301,)], kind, role)
     ours = every_derivative(logits, kind, role, smoothing)
     assert _C.set_simd_level("baseline")
     for a, b in zip(ours, every_derivative(logits, kind, role, smoothing), strict=True):
@@ -403,7 +496,7 @@ def test_same_bits_at_every_simd_level(simd_level, kind, role, smoothing) -> Non
 
 
 def test_function_transforms() -> None:
-    fake, real = samples([(6,), (5,)], "discriminator")
+    fake, real = samples([(6,), (5,)])
 
     def loss(logits):
         return gan_loss(fake=logits, real=real)

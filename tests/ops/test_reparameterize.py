@@ -13,6 +13,9 @@ from tests.triton_support import DEVICE, compile_ahead, on_gpu, triton_kernels
 SHAPES = [(1, 1), (4, 20), (3, 7), (2, 257), (5, 3, 4, 2), (6,), (0, 8), (3, 0), (1, 5003)]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 OFFSETS = [0, 5]
+# (beta, free_bits): plain; each alone; both, with about half of the divergences of `samples` below.
+WEIGHTS = [(1.0, 0.0), (0.25, 0.0), (1.0, 0.7), (3.0, 1.3)]
+weighted = pytest.mark.parametrize(("beta", "free_bits"), WEIGHTS[1:])
 
 
 def samples(shape, dtype=torch.float32, device="cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,19 +23,29 @@ def samples(shape, dtype=torch.float32, device="cpu") -> tuple[torch.Tensor, tor
     return mu, (2 * torch.randn(shape, dtype=torch.float64)).to(dtype=dtype, device=device)
 
 
-def expected(mu, logvar, noise) -> tuple[torch.Tensor, torch.Tensor]:
+def expected(mu, logvar, noise, beta=1.0, free_bits=0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """The definition, on given noise."""
     z = mu + torch.exp(logvar / 2) * noise
     kl = 0.5 * (mu.square() + torch.exp(logvar) - 1 - logvar)
-    return z, kl.flatten(1).sum(1) if kl.dim() > 1 else kl
+    if free_bits > 0:
+        kl = torch.maximum(kl, torch.tensor(free_bits, dtype=kl.dtype))
+    return z, beta * (kl.flatten(1).sum(1) if kl.dim() > 1 else kl)
 
 
-def eager_and_exact(mu, logvar, seed: int, offset: int):
+def eager_and_exact(mu, logvar, seed: int, offset: int, *weights):
     """What is expected at the input's dtype and in float64, on the noise of the stream."""
     mu, logvar = mu.cpu(), logvar.cpu()
     noise = philox_normal(mu.shape, seed=seed, offset=offset)
-    eager = expected(mu, logvar, noise.to(mu.dtype))
-    return eager, expected(mu.double(), logvar.double(), noise.double())
+    eager = expected(mu, logvar, noise.to(mu.dtype), *weights)
+    return eager, expected(mu.double(), logvar.double(), noise.double(), *weights)
+
+
+def loss_gradients(function, mu, logvar, weights) -> tuple[torch.Tensor, ...]:
+    """Gradients of a weighted sum of both outputs."""
+    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+    z, kl = function(mu, logvar)
+    total = (z * weights[0].to(z)).sum() + (kl * weights[1].to(z)).sum()
+    return torch.autograd.grad(total, (mu, logvar))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -45,25 +58,116 @@ def test_matches_reference(device, shape, dtype) -> None:
             assert_as_accurate_as_eager(result.cpu(), eager, exact)
 
 
-def test_matches_reference_on_every_simd_level(simd_level) -> None:
+@pytest.mark.parametrize(("beta", "free_bits"), WEIGHTS)
+def test_matches_reference_on_every_simd_level(simd_level, beta, free_bits) -> None:
     mu, logvar = samples((17, 301))
-    ours = reparameterize(mu, logvar, seed=9)
-    for result, eager, exact in zip(ours, *eager_and_exact(mu, logvar, 9, 0), strict=True):
+    ours = reparameterize(mu, logvar, seed=9, beta=beta, free_bits=free_bits)
+    wanted = eager_and_exact(mu, logvar, 9, 0, beta, free_bits)
+    for result, eager, exact in zip(ours, *wanted, strict=True):
         assert_as_accurate_as_eager(result, eager, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 20), (5, 3, 4, 2), (6,), (0, 8), (3, 0)], ids=str)
+@weighted
+def test_free_bits_and_beta_match_reference(device, shape, dtype, beta, free_bits) -> None:
+    mu, logvar = samples(shape, dtype, device)
+    ours = reparameterize(mu, logvar, seed=9, beta=beta, free_bits=free_bits)
+    wanted = eager_and_exact(mu, logvar, 9, 0, beta, free_bits)
+    for result, eager, exact in zip(ours, *wanted, strict=True):
+        assert_as_accurate_as_eager(result.cpu(), eager, exact)
+    plain = reparameterize_reference(mu, logvar, torch.tensor([9]), 0, beta, free_bits)
+    tolerance = max(4 * torch.finfo(dtype).eps, 1e-6)
+    torch.testing.assert_close(ours[1], plain[1], rtol=tolerance, atol=8 * tolerance)
+
+
+@weighted
+def test_gradients_with_free_bits_and_beta_match_reference(device, beta, free_bits) -> None:
+    mu, logvar = samples((7, 33), device=device)
+    weights = torch.randn(7, 33, device=device), torch.randn(7, device=device)
+    noise = philox_normal(mu.shape, seed=2)
+
+    def ours(mu, logvar):
+        return reparameterize(mu, logvar, seed=2, beta=beta, free_bits=free_bits)
+
+    def reference(mu, logvar):
+        return expected(mu, logvar, noise.to(mu), beta, free_bits)
+
+    plain = mu.cpu(), logvar.cpu(), [w.cpu() for w in weights]
+    results = (
+        loss_gradients(ours, mu, logvar, weights),
+        loss_gradients(reference, *plain),
+        loss_gradients(reference, plain[0].double(), plain[1].double(), plain[2]),
+    )
+    for a, b, c in zip(*results, strict=True):
+        assert_as_accurate_as_eager(a.cpu(), b, c)
+
+
+def test_free_bits_have_no_slope_below_and_the_whole_slope_above(device) -> None:
+    mu = torch.tensor([[0.1, 2.0, -0.1], [3.0, 0.0, 1.0]], dtype=torch.float64, device=device)
+    mu.requires_grad_()
+    logvar = torch.zeros_like(mu, requires_grad=True)  # kl_nd = mu^2 / 2; the last one is a tie
+    _, kl = reparameterize(mu, logvar, seed=1, beta=2.0, free_bits=0.5)
+    torch.testing.assert_close(kl.cpu(), torch.tensor([6.0, 11.0], dtype=torch.float64))
+    grad_mu, grad_logvar = torch.autograd.grad(kl.sum(), (mu, logvar))
+    above = torch.tensor([[0, 1, 0], [1, 0, 0]], dtype=torch.float64, device=device)
+    torch.testing.assert_close(grad_mu, 2 * above * mu.detach())
+    assert not grad_logvar.any()
+
+
+def test_zero_free_bits_and_beta_one_change_no_bit(device) -> None:
+    mu, logvar = samples((9, 77), device=device)
+    for a, b in zip(
+        reparameterize(mu, logvar, seed=3),
+        reparameterize(mu, logvar, seed=3, beta=1, free_bits=0),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    z, kl = reparameterize(mu, logvar, seed=3, free_bits=1e6)
+    assert torch.equal(z, reparameterize(mu, logvar, seed=3)[0])
+    torch.testing.assert_close(kl, torch.full_like(kl, 77e6))
+
+
+@pytest.mark.parametrize("name", ["beta", "free_bits"])
+@pytest.mark.parametrize("value", [-1e-9, -math.inf, math.inf, math.nan])
+def test_refuses_weights_that_are_negative_or_not_finite(name, value) -> None:
+    mu, logvar = samples((3, 5))
+    with pytest.raises(InputError, match=f"reparameterize: expected a finite {name} >= 0, got"):
+        reparameterize(mu, logvar, **{name: value})
+    ops = torch.ops.genfast
+    with pytest.raises(RuntimeError, match=f"reparameterize: expected a finite {name} >= 0, got"):
+        ops.reparameterize(mu, logvar, torch.tensor([1]), 0, **{name: value})
+    with pytest.raises(RuntimeError, match=f"reparameterize: expected a finite {name} >= 0, got"):
+        ops._reparameterize_backward(mu, None, mu, logvar, torch.tensor([1]), 0, **{name: value})
+
+
+def test_gradients_that_are_one_number_are_the_dense_ones(device) -> None:
+    mu, logvar = samples((6, 301), device=device)
+    seed, backward = torch.tensor([4]), torch.ops.genfast._reparameterize_backward
+    one, two = (torch.tensor(v, device=device) for v in (0.7, -1.5))
+    given = one.expand(6, 301), two.expand(6)
+    dense = [g.contiguous() for g in given]
+    every_other = torch.stack((dense[1], dense[1] + 1), 1)[:, 0]
+    wanted = backward(*dense, mu, logvar, seed, 0)
+    for grads in (given, (given[0], every_other), (dense[0].t().contiguous().t(), given[1])):
+        for a, b in zip(backward(*grads, mu, logvar, seed, 0), wanted, strict=True):
+            assert torch.equal(a, b)
 
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [(4, 20), (5, 3, 4, 2), (2, 2500), (0, 8), (6,)], ids=str)
-def test_triton_matches_reference(shape, dtype) -> None:
+@pytest.mark.parametrize(("beta", "free_bits"), [WEIGHTS[0], WEIGHTS[-1]])
+def test_triton_matches_reference(beta, free_bits, shape, dtype) -> None:
     kernels = triton_kernels("reparameterize")
     mu, logvar = samples(shape, dtype, DEVICE)
-    ours = kernels.reparameterize(mu, logvar, torch.tensor([9]), 5)
-    for result, eager, exact in zip(ours, *eager_and_exact(mu, logvar, 9, 5), strict=True):
+    ours = kernels.reparameterize(mu, logvar, torch.tensor([9]), 5, beta, free_bits)
+    wanted = eager_and_exact(mu, logvar, 9, 5, beta, free_bits)
+    for result, eager, exact in zip(ours, *wanted, strict=True):
         assert_as_accurate_as_eager(result.cpu(), eager, exact)
     grads = (torch.randn_like(mu), torch.randn_like(ours[1]))
     for grad_z, grad_kl in (grads, (grads[0], None), (None, grads[1])):
-        arguments = (grad_z, grad_kl, mu, logvar, torch.tensor([9]), 5)
+        arguments = (grad_z, grad_kl, mu, logvar, torch.tensor([9]), 5, beta, free_bits)
         triton = kernels.reparameterize_backward(*arguments)
         native = torch.ops.genfast._reparameterize_backward(*arguments)
         exact = torch.ops.genfast._reparameterize_backward(
@@ -78,11 +182,13 @@ def test_triton_compiles_ahead() -> None:
     for t in ("fp32", "bf16", "fp16"):
         common = {"seed": "*i64", "offset": "i64", "D": "i64"}
         common |= {"mu_stride_n": "i64", "logvar_stride_n": "i64"}
+        common |= {"beta": "fp32", "free_bits": "fp32"}
         forward = common | dict.fromkeys(("mu", "logvar", "z", "kl"), f"*{t}")
-        kernels.append(("_reparameterize_fwd_kernel", forward, {"BLOCK": 1024}))
+        flags = {"HAS_FREE_BITS": True, "BLOCK": 1024}
+        kernels.append(("_reparameterize_fwd_kernel", forward, flags))
         names = ("grad_z", "grad_kl", "mu", "logvar", "grad_mu", "grad_logvar")
         backward = common | dict.fromkeys(names, f"*{t}")
-        flags = {"HAS_GRAD_Z": True, "HAS_GRAD_KL": True, "BLOCK": 64}
+        flags = {"HAS_GRAD_Z": True, "HAS_GRAD_KL": True, "HAS_FREE_BITS": True, "BLOCK": 64}
         kernels.append(("_reparameterize_bwd_kernel", backward, flags))
     compile_ahead("reparameterize", kernels)
 
@@ -106,22 +212,15 @@ def test_strides_change_nothing(device) -> None:
 def test_gradients_match_reference(device) -> None:
     mu, logvar = samples((7, 33), device=device)
     weights = torch.randn(7, 33, device=device), torch.randn(7, device=device)
-
-    def gradients(function, mu, logvar):
-        mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
-        z, kl = function(mu, logvar)
-        total = (z * weights[0].to(z)).sum() + (kl * weights[1].to(z)).sum()
-        return torch.autograd.grad(total, (mu, logvar))
-
     noise = philox_normal(mu.shape, seed=2, device=device)
 
     def reference(mu, logvar):
         return expected(mu, logvar, noise.to(mu))
 
-    ours = gradients(lambda m, v: reparameterize(m, v, seed=2), mu, logvar)
+    ours = loss_gradients(lambda m, v: reparameterize(m, v, seed=2), mu, logvar, weights)
     eager, exact = (
-        gradients(reference, mu, logvar),
-        gradients(reference, mu.double(), logvar.double()),
+        loss_gradients(reference, mu, logvar, weights),
+        loss_gradients(reference, mu.double(), logvar.double(), weights),
     )
     for a, b, c in zip(ours, eager, exact, strict=True):
         assert_as_accurate_as_eager(a, b, c)
@@ -137,9 +236,14 @@ def test_gradient_of_one_output_alone(device, output) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_gradcheck(device) -> None:
+@pytest.mark.parametrize(("beta", "free_bits"), WEIGHTS)
+def test_gradcheck(device, beta, free_bits) -> None:
     arguments = tuple(t.requires_grad_() for t in samples((3, 5), torch.float64, device))
-    assert torch.autograd.gradcheck(lambda m, v: reparameterize(m, v, seed=4, offset=3), arguments)
+
+    def draw(mu, logvar):
+        return reparameterize(mu, logvar, seed=4, offset=3, beta=beta, free_bits=free_bits)
+
+    assert torch.autograd.gradcheck(draw, arguments)
 
 
 def test_second_derivative_is_refused_not_zero(device) -> None:
@@ -158,11 +262,15 @@ def test_opcheck(device) -> None:
     backward = torch.ops.genfast._reparameterize_backward.default
     torch.library.opcheck(backward, (m, None, m, v, seed, 1))
     torch.library.opcheck(backward, (m, v.sum(1), m, v, seed, 1))
+    weights = (0.5, 0.7)
+    torch.library.opcheck(torch.ops.genfast.reparameterize.default, (mu, logvar, seed, 1, *weights))
+    torch.library.opcheck(backward, (m, v.sum(1), m, v, seed, 1, *weights))
 
 
-def test_compiles_without_graph_breaks() -> None:
+@pytest.mark.parametrize(("beta", "free_bits"), [WEIGHTS[0], WEIGHTS[-1]])
+def test_compiles_without_graph_breaks(beta, free_bits) -> None:
     def loss(mu, logvar):
-        z, kl = reparameterize(mu, logvar, seed=8)
+        z, kl = reparameterize(mu, logvar, seed=8, beta=beta, free_bits=free_bits)
         return z.square().sum() + kl.sum()
 
     mu, logvar = (t.requires_grad_() for t in samples((9, 6)))
@@ -223,12 +331,26 @@ def test_inputs_are_not_changed(device) -> None:
     assert torch.equal(logvar, before[1])
 
 
-def test_nan_stays_where_it_is(device) -> None:
+@pytest.mark.parametrize("free_bits", [0.0, 0.5])
+def test_nan_stays_where_it_is(device, free_bits) -> None:
     mu, logvar = samples((4, 6), device=device)
     mu[1, 2] = logvar[3, 4] = math.nan
-    z, kl = reparameterize(mu, logvar, seed=1)
-    assert torch.equal(z.isnan(), mu.isnan() | logvar.isnan())
+    leaves = [t.requires_grad_() for t in (mu, logvar)]
+    z, kl = reparameterize(mu, logvar, seed=1, free_bits=free_bits)
+    bad = mu.isnan() | logvar.isnan()
+    assert torch.equal(z.isnan(), bad)
     assert kl.isnan().tolist() == [False, True, False, True]
+    grads = torch.autograd.grad(kl.sum(), leaves)
+    assert torch.equal(grads[0].isnan() | grads[1].isnan(), bad)
+
+
+@pytest.mark.parametrize("free_bits", [0.0, 0.5])
+def test_extreme_log_variances_do_as_the_reference(device, free_bits) -> None:
+    logvar = torch.tensor([[1e4, -1e4, 88.0, -88.0, 30.0, -30.0, 1e-4, -1e-4]], device=device)
+    mu = torch.linspace(-1e4, 1e4, 8, device=device)[None]
+    ours = reparameterize(mu, logvar, seed=1, free_bits=free_bits)
+    wanted = reparameterize_reference(mu, logvar, torch.tensor([1]), 0, 1.0, free_bits)
+    torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_noise_is_the_stream(device) -> None:
@@ -240,9 +362,10 @@ def test_noise_is_the_stream(device) -> None:
 
 def test_splitting_the_batch_changes_nothing(device, threads) -> None:
     mu, logvar = samples((64, 91), device=device)
-    whole = reparameterize(mu, logvar, seed=6)
-    first = reparameterize(mu[:23], logvar[:23], seed=6)
-    rest = reparameterize(mu[23:], logvar[23:], seed=6, offset=23 * 91)
+    weights = {"seed": 6, "beta": 0.5, "free_bits": 0.3}
+    whole = reparameterize(mu, logvar, **weights)
+    first = reparameterize(mu[:23], logvar[:23], **weights)
+    rest = reparameterize(mu[23:], logvar[23:], **weights, offset=23 * 91)
     for w, a, b in zip(whole, first, rest, strict=True):
         assert torch.equal(w, torch.cat((a, b)))
 
