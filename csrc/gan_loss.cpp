@@ -96,7 +96,9 @@ struct Cpu {
     AT_DISPATCH_FLOATING_TYPES(problem.dtype(), kOp, [&] {
       const auto params =
           backward_params<scalar_t>(problem, grad_loss, slope, grad_fake, grad_real);
-      at::parallel_for(0, slope.numel(), kGrainElements, [&](int64_t begin, int64_t end) {
+      const int64_t count =
+          params.slope ? slope.numel() : problem.fake_count() + problem.real_count();
+      at::parallel_for(0, count, kGrainElements, [&](int64_t begin, int64_t end) {
         cpu::at_simd_level(
             [&](auto level) { cpu::gan_loss_backward<level()>(params, begin, end); });
       });
@@ -406,7 +408,7 @@ void register_kernels(torch::Library& m) {
 
 }  // namespace
 
-// `slope` is the derivative of each logit's term, fake logits first, in one flat buffer. A missing
+// `slope` is the derivative of each term in one flat buffer, as kernels/gan_loss.h says. A missing
 // `real` has an empty gradient. Losses and their gradients are float32 for half types.
 TORCH_LIBRARY_FRAGMENT(genfast, m) {
   const std::string logits = "Tensor fake, Tensor? real, str kind, str role, float label_smoothing";

@@ -56,7 +56,7 @@ struct Problem {
   at::ScalarType loss_dtype() const { return dtype() == at::kDouble ? at::kDouble : at::kFloat; }
   at::Tensor empty_loss() const { return at::empty({}, fake.options().dtype(loss_dtype())); }
   at::Tensor empty_slope() const { return at::empty({slopes()}, fake.options()); }
-  int64_t slopes() const { return gan_slopes(pairing, fake_count(), real_count()); }
+  int64_t slopes() const { return gan_slopes(fake_term.form, pairing, fake_count(), real_count()); }
   at::Tensor empty_grad_fake() const { return at::empty(fake.sizes(), fake.options()); }
   at::Tensor empty_grad_real() const {
     return at::empty(real.defined() ? real.sizes() : at::IntArrayRef{0}, fake.options());
@@ -145,6 +145,8 @@ GanLossBackward<storage_t> backward_params(const Problem& problem, const at::Ten
                                            const at::Tensor& grad_real) {
   return {problem.pairing,
           input<storage_t>(slope),
+          problem.fake_term.sign,
+          problem.real_term.sign,
           input<gan_loss_type<storage_t>>(grad_loss),
           output<storage_t>(grad_fake),
           output<storage_t>(grad_real),

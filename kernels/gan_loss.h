@@ -143,8 +143,10 @@ struct GanLogits {
 };
 
 // Slopes of the terms in one buffer: the fake side's, the real side's unless in pairs, and with
-// kAverages the means of both.
-GENFAST_INLINE int64_t gan_slopes(GanPairing pairing, int64_t fake_count, int64_t real_count) {
+// kAverages the means of both. None where every slope of a side is the same number.
+GENFAST_INLINE int64_t gan_slopes(GanForm form, GanPairing pairing, int64_t fake_count,
+                                  int64_t real_count) {
+  if (form == GanForm::kLinear) return 0;
   if (pairing == GanPairing::kPairs) return fake_count;
   return fake_count + real_count + (pairing == GanPairing::kAverages ? 2 : 0);
 }
@@ -162,7 +164,8 @@ struct GanLossForward {
 template <typename scalar_t>
 struct GanLossBackward {
   GanPairing pairing;
-  const scalar_t* slope;                     // [gan_slopes]
+  const scalar_t* slope;                     // [gan_slopes], or null: kLinear
+  double fake_slope, real_slope;             // of every term, kLinear only
   const gan_loss_type<scalar_t>* grad_loss;  // [1]
   scalar_t* grad_fake;                       // [fake_count]
   scalar_t* grad_real;                       // [real_count]
@@ -210,7 +213,7 @@ void gan_loss_sums(const GanLogits<scalar_t>& fake, const GanLogits<scalar_t>& r
 template <SimdLevel level, typename scalar_t>
 void gan_loss_forward(const GanLossForward<scalar_t>& params, GanSums* sums, int64_t begin,
                       int64_t end);
-// Slopes [begin, end).
+// Slopes [begin, end); with kLinear elements, fake ones first.
 template <SimdLevel level, typename scalar_t>
 void gan_loss_backward(const GanLossBackward<scalar_t>& params, int64_t begin, int64_t end);
 // Chunks [begin, end); writes {sum of v * slope, sum of the gradients} of each. Does not write

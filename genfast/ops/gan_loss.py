@@ -253,7 +253,9 @@ if loaded():
         fake: torch.Tensor, real: torch.Tensor | None, kind: str, role: str, label_smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = fake.numel()
-        if kind != "relativistic":
+        if kind == "wasserstein" or (kind == "hinge" and role == "generator"):
+            count = 0  # every slope of a side is the same number
+        elif kind != "relativistic":
             count += (0 if real is None else real.numel()) + 2 * (kind == "relativistic_average")
         return _loss_like(fake), fake.new_empty((count,))
 

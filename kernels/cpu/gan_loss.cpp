@@ -118,6 +118,11 @@ void write_gradients(const scalar_t* slope, scalar_t minus, scalar_t factor, sca
                 : shift_and_scale(slope, minus, factor, grad, count);
 }
 
+template <typename scalar_t>
+void fill(scalar_t value, scalar_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = value;
+}
+
 }  // namespace
 
 template <SimdLevel level, typename scalar_t>
@@ -169,19 +174,26 @@ void gan_loss_backward(const GanLossBackward<scalar_t>& params, int64_t begin, i
                     end - begin);
     return;
   }
+  const int64_t fake_end = end < fake_count ? end : fake_count;
+  const int64_t real_begin = begin > fake_count ? begin : fake_count;
+  const int64_t real_end = end < fake_count + real_count ? end : fake_count + real_count;
+  const scalar_t real_factor = *params.grad_loss / static_cast<scalar_t>(real_count);
+  scalar_t* grad_real = params.grad_real + (real_begin - fake_count);
+  if (params.slope == nullptr) {
+    fill(static_cast<scalar_t>(params.fake_slope) * fake_factor, params.grad_fake + begin,
+         fake_end - begin);
+    fill(static_cast<scalar_t>(params.real_slope) * real_factor, grad_real, real_end - real_begin);
+    return;
+  }
   const scalar_t* means = params.slope + fake_count + real_count;
   const bool averages = params.pairing == GanPairing::kAverages;
-  const int64_t fake_end = end < fake_count ? end : fake_count;
   if (begin < fake_end) {
     write_gradients(params.slope + begin, averages ? means[1] : scalar_t(0), fake_factor,
                     params.grad_fake + begin, fake_end - begin);
   }
-  const int64_t real_begin = begin > fake_count ? begin : fake_count;
-  const int64_t real_end = end < fake_count + real_count ? end : fake_count + real_count;
   if (real_begin < real_end) {
-    write_gradients(params.slope + real_begin, averages ? means[0] : scalar_t(0),
-                    *params.grad_loss / static_cast<scalar_t>(real_count),
-                    params.grad_real + (real_begin - fake_count), real_end - real_begin);
+    write_gradients(params.slope + real_begin, averages ? means[0] : scalar_t(0), real_factor,
+                    grad_real, real_end - real_begin);
   }
 }
 

@@ -138,14 +138,22 @@ __global__ void __launch_bounds__(kThreads)
       grad[i] = store<scalar_t>((load<acc_t>(slope[i]) - minus) * factor);
     });
   };
+  const acc_t real_factor = grad_loss / static_cast<acc_t>(params.real_count);
+  if (params.slope == nullptr) {
+    const scalar_t fake = store<scalar_t>(static_cast<acc_t>(params.fake_slope) * fake_factor);
+    const scalar_t real = store<scalar_t>(static_cast<acc_t>(params.real_slope) * real_factor);
+    for_elements(params.fake_count, [&](int64_t i) { params.grad_fake[i] = fake; });
+    for_elements(params.real_count, [&](int64_t i) { params.grad_real[i] = real; });
+    return;
+  }
   acc_t means[2] = {0, 0};
   if (params.pairing == GanPairing::kAverages) {
     const scalar_t* mean_slopes = params.slope + params.fake_count + params.real_count;
     for (int i = 0; i < 2; ++i) means[i] = load<acc_t>(mean_slopes[i]);
   }
   scale(params.slope, means[1], fake_factor, params.fake_count, params.grad_fake);
-  scale(params.slope + params.fake_count, means[0],
-        grad_loss / static_cast<acc_t>(params.real_count), params.real_count, params.grad_real);
+  scale(params.slope + params.fake_count, means[0], real_factor, params.real_count,
+        params.grad_real);
 }
 
 // With kAverages run twice: `writes` false sums up, true writes the gradients, which need the sums.
