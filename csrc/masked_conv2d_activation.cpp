@@ -35,7 +35,7 @@ using Kept = std::tuple<Tensor, Tensor>;
 
 Kept keeping_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                  const optional<Tensor>& bias, const optional<Tensor>& addend,
-                 const optional<Tensor>& residual, c10::string_view activation,
+                 const optional<Tensor>& residual, c10::string_view activation, bool rectify,
                  at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                  c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                  bool keep_pre) {
@@ -47,8 +47,8 @@ Kept keeping_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
     check_alike("residual", residual, x);
     auto [out, kept] =
         keeping_cpu(x.to(at::kFloat), weight.to(at::kFloat), mask, in_dtype(bias, at::kFloat),
-                    in_dtype(addend, at::kFloat), in_dtype(residual, at::kFloat), activation, taps,
-                    stride, padding, dilation, std::move(groups), keep_pre);
+                    in_dtype(addend, at::kFloat), in_dtype(residual, at::kFloat), activation,
+                    rectify, taps, stride, padding, dilation, std::move(groups), keep_pre);
     return {out.to(type), kept.to(type)};
   }
   const Conv2dShape shape =
@@ -57,7 +57,7 @@ Kept keeping_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                     C10_AS_INTARRAYREF_SLOW(dilation), groups.expect_int()});
   const Epilogue epilogue(activation_of(activation), x, output_sizes(shape), addend, residual,
                           keep_pre);
-  convolve_cpu(x, weight, mask, bias, taps, shape, nullptr, &epilogue);
+  convolve_cpu(x, weight, mask, bias, taps, shape, rectify, nullptr, &epilogue);
   return {epilogue.out, keep_pre ? epilogue.kept : none_kept(x)};
 }
 
@@ -117,12 +117,12 @@ Kept backward_cpu(const Tensor& grad, const Tensor& kept, c10::string_view name,
 #if defined(GENFAST_WITH_CUDA)
 Kept keeping_cuda(const Tensor& x, const Tensor& weight, const Tensor& mask,
                   const optional<Tensor>& bias, const optional<Tensor>& addend,
-                  const optional<Tensor>& residual, c10::string_view activation,
+                  const optional<Tensor>& residual, c10::string_view activation, bool rectify,
                   at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                   c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation, c10::SymInt groups,
                   bool keep_pre) {
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const Tensor pre = call_masked_conv2d(x, weight, mask, bias,
+  const Tensor pre = call_masked_conv2d(rectify ? x.relu() : x, weight, mask, bias,
                                         {taps, stride, padding, dilation, std::move(groups)});
   const CudaLaunch launch(x.device());
   const Epilogue epilogue(activation_of(activation), pre, addend, residual, keep_pre);
@@ -155,15 +155,43 @@ Kept backward_cuda(const Tensor& grad, const Tensor& kept, c10::string_view name
 }
 #endif
 
+// The gradients by x and by the weight of a convolution of max(0, x), as far as they are needed.
+Kept grad_rectified_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                        const Tensor& mask, at::OptionalIntArrayRef taps, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                        bool need_x, bool need_weight) {
+  const Conv2dOptions options{stride, padding, dilation, groups};
+  const auto size = [](const Tensor& tensor) { return tensor.sizes().slice(2); };
+  return {need_x ? grad_input_cpu(grad, weight, mask, x, taps, size(x), options) : none_kept(x),
+          need_weight
+              ? grad_weight_cpu(grad, x, mask, /*rectified=*/true, taps, size(weight), options)
+              : none_kept(x)};
+}
+
+#if defined(GENFAST_WITH_CUDA)
+Kept grad_rectified_cuda(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                         const Tensor& mask, at::OptionalIntArrayRef taps,
+                         c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+                         c10::SymIntArrayRef dilation, c10::SymInt groups, bool need_x,
+                         bool need_weight) {
+  const ConvGeometry g{taps, stride, padding, dilation, std::move(groups)};
+  const auto of_x = [&] {
+    return at::threshold_backward(call_grad_input(grad, weight, mask, spatial(x), g), x, 0);
+  };
+  return {need_x ? of_x() : none_kept(x),
+          need_weight ? call_grad_weight(grad, x.relu(), mask, spatial(weight), g) : none_kept(x)};
+}
+#endif
+
 // Below autograd nothing is kept.
 Tensor forward_kernel(const Tensor& x, const Tensor& weight, const Tensor& mask,
                       const optional<Tensor>& bias, const optional<Tensor>& addend,
-                      const optional<Tensor>& residual, c10::string_view activation,
+                      const optional<Tensor>& residual, c10::string_view activation, bool rectify,
                       at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                       c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                       c10::SymInt groups) {
   const ConvGeometry geometry{taps, stride, padding, dilation, std::move(groups)};
-  return std::get<0>(call_activation({x, weight, mask, bias, addend, residual}, activation,
+  return std::get<0>(call_activation({x, weight, mask, bias, addend, residual, rectify}, activation,
                                      geometry,
                                      /*keep_pre=*/false));
 }
@@ -174,6 +202,7 @@ TORCH_LIBRARY_IMPL(genfast, CPU, m) {
   m.impl("masked_conv2d_activation", forward_kernel);
   m.impl("_masked_conv2d_activation", keeping_cpu);
   m.impl("_masked_conv2d_activation_backward", backward_cpu);
+  m.impl("_masked_conv2d_grad_rectified", grad_rectified_cpu);
 }
 
 #if defined(GENFAST_WITH_CUDA)
@@ -181,6 +210,7 @@ TORCH_LIBRARY_IMPL(genfast, CUDA, m) {
   m.impl("masked_conv2d_activation", forward_kernel);
   m.impl("_masked_conv2d_activation", keeping_cuda);
   m.impl("_masked_conv2d_activation_backward", backward_cuda);
+  m.impl("_masked_conv2d_grad_rectified", grad_rectified_cuda);
 }
 #endif
 

@@ -18,6 +18,7 @@ Activation activation_of(c10::string_view name);
 struct ConvOperands {
   at::Tensor x, weight, mask;
   std::optional<at::Tensor> bias, addend, residual;
+  bool rectify;  // max(0, x) is convolved
 };
 
 // The result and, where it is wanted, the pre-activation; else that is empty.

@@ -17,11 +17,11 @@ using torch::autograd::variable_list;
 
 using Kept = std::tuple<Tensor, Tensor>;
 using ForwardOp = Tensor(const Tensor&, const Tensor&, const Tensor&, const optional<Tensor>&,
-                         const optional<Tensor>&, const optional<Tensor>&, c10::string_view,
+                         const optional<Tensor>&, const optional<Tensor>&, c10::string_view, bool,
                          at::OptionalIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
                          c10::SymIntArrayRef, c10::SymInt);
 using KeepingOp = Kept(const Tensor&, const Tensor&, const Tensor&, const optional<Tensor>&,
-                       const optional<Tensor>&, const optional<Tensor>&, c10::string_view,
+                       const optional<Tensor>&, const optional<Tensor>&, c10::string_view, bool,
                        at::OptionalIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
                        c10::SymIntArrayRef, c10::SymInt, bool);
 using BackwardOp = Kept(const Tensor&, const Tensor&, c10::string_view, bool);
@@ -43,8 +43,8 @@ Activation activation_of(c10::string_view name) {
 Kept call_activation(const ConvOperands& o, c10::string_view activation, const ConvGeometry& g,
                      bool keep_pre) {
   static const auto op = find_op<KeepingOp>("genfast::_masked_conv2d_activation");
-  return op.call(o.x, o.weight, o.mask, o.bias, o.addend, o.residual, activation, g.taps, g.stride,
-                 g.padding, g.dilation, g.groups, keep_pre);
+  return op.call(o.x, o.weight, o.mask, o.bias, o.addend, o.residual, activation, o.rectify, g.taps,
+                 g.stride, g.padding, g.dilation, g.groups, keep_pre);
 }
 
 namespace {
@@ -89,6 +89,31 @@ Kept backward_formula(const Tensor& grad, const Tensor& kept, Activation activat
   return {reduced ? grad_pre.to(kept.scalar_type()) : grad_pre, sums};
 }
 
+using GradRectifiedOp = Kept(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                             at::OptionalIntArrayRef, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                             c10::SymIntArrayRef, c10::SymInt, bool, bool);
+
+// The gradients by x and the weight, the needed ones.
+Kept grad_both(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor& mask,
+               const ConvGeometry& g, bool rectify, bool need_x, bool need_weight) {
+  if (rectify && !at::GradMode::is_enabled()) {
+    static const auto op = find_op<GradRectifiedOp>("genfast::_masked_conv2d_grad_rectified");
+    auto [of_x, of_weight] = op.call(grad, x, weight, mask, g.taps, g.stride, g.padding, g.dilation,
+                                     g.groups, need_x, need_weight);
+    return {need_x ? of_x : Tensor(), need_weight ? of_weight : Tensor()};
+  }
+  // In operators that know their derivatives: somebody may ask for these.
+  Tensor of_x, of_weight;
+  if (need_x) {
+    of_x = call_grad_input(grad, weight, mask, spatial(x), g);
+    if (rectify) of_x = at::threshold_backward(of_x, x, 0);
+  }
+  if (need_weight) {
+    of_weight = call_grad_weight(grad, rectify ? x.relu() : x, mask, spatial(weight), g);
+  }
+  return {of_x, of_weight};
+}
+
 // Returns the pre-activation as a second output where the backward needs it: as an output it has a
 // history of its own, which second derivatives follow.
 class ConvActivation : public torch::autograd::Function<ConvActivation> {
@@ -96,16 +121,17 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
   static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight,
                                const Tensor& mask, const optional<Tensor>& bias,
                                const optional<Tensor>& addend, const optional<Tensor>& residual,
-                               c10::string_view name, const ConvGeometry& geometry) {
+                               c10::string_view name, bool rectify, const ConvGeometry& geometry) {
     at::AutoDispatchBelowADInplaceOrView below_autograd;
     const Activation activation = activation_of(name);
     const bool keep_output = needs_output_only(activation, residual.has_value());
     const bool keep_pre = activation != Activation::kNone && !keep_output;
-    auto [out, pre] =
-        call_activation({x, weight, mask, bias, addend, residual}, name, geometry, keep_pre);
+    auto [out, pre] = call_activation({x, weight, mask, bias, addend, residual, rectify}, name,
+                                      geometry, keep_pre);
     ctx->save_for_backward({x, weight, mask, keep_output ? out : keep_pre ? pre : Tensor()});
     SavedGeometry::save(ctx, geometry);
     ctx->saved_data["activation"] = std::string(name);
+    ctx->saved_data["rectify"] = rectify;
     ctx->saved_data["of_output"] = keep_output;
     // 0: absent; 1: [N, C, 1, 1]; 2: of the convolution's shape.
     const auto kind = [&](const optional<Tensor>& tensor) -> int64_t { return tensor.has_value(); };
@@ -122,7 +148,7 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    variable_list result(8);
+    variable_list result(9);
     const auto saved = ctx->get_saved_variables();
     const Tensor &x = saved[0], &weight = saved[1], &mask = saved[2], &kept = saved[3];
     const std::string activation = ctx->saved_data["activation"].toStringRef();
@@ -153,12 +179,9 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
     }
     if (!grad_pre.defined()) return result;
     const SavedGeometry geometry(ctx);
-    if (needed(0)) {
-      result[0] = call_grad_input(grad_pre, weight, mask, spatial(x), geometry.get());
-    }
-    if (needed(1)) {
-      result[1] = call_grad_weight(grad_pre, x, mask, spatial(weight), geometry.get());
-    }
+    std::tie(result[0], result[1]) =
+        grad_both(grad_pre, x, weight, mask, geometry.get(), ctx->saved_data["rectify"].toBool(),
+                  needed(0), needed(1));
     if (!sums.defined() && (need_bias || addend == 1)) {
       const bool reduced = at::isReducedFloatingType(x.scalar_type());
       sums = grad_pre.sum(at::IntArrayRef{2, 3}, false,
@@ -174,19 +197,20 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
 
 Tensor forward_autograd(const Tensor& x, const Tensor& weight, const Tensor& mask,
                         const optional<Tensor>& bias, const optional<Tensor>& addend,
-                        const optional<Tensor>& residual, c10::string_view activation,
+                        const optional<Tensor>& residual, c10::string_view activation, bool rectify,
                         at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                         c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                         c10::SymInt groups) {
   const ConvGeometry geometry{taps, stride, padding, dilation, std::move(groups)};
   if (is_tracked(x) || is_tracked(weight) || is_tracked(bias) || is_tracked(addend) ||
       is_tracked(residual)) {
-    return ConvActivation::apply(x, weight, mask, bias, addend, residual, activation, geometry)[0];
+    return ConvActivation::apply(x, weight, mask, bias, addend, residual, activation, rectify,
+                                 geometry)[0];
   }
   static const auto op = find_op<ForwardOp>("genfast::masked_conv2d_activation");
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return op.call(x, weight, mask, bias, addend, residual, activation, taps, stride, padding,
-                 dilation, geometry.groups);
+  return op.call(x, weight, mask, bias, addend, residual, activation, rectify, taps, stride,
+                 padding, dilation, geometry.groups);
 }
 
 Kept backward_autograd(const Tensor& grad, const Tensor& kept, c10::string_view activation,
@@ -202,7 +226,7 @@ Kept backward_autograd(const Tensor& grad, const Tensor& kept, c10::string_view 
 template <c10::DeviceType device>
 Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& mask,
                         const optional<Tensor>& bias, const optional<Tensor>& addend,
-                        const optional<Tensor>& residual, c10::string_view activation,
+                        const optional<Tensor>& residual, c10::string_view activation, bool rectify,
                         at::OptionalIntArrayRef taps, c10::SymIntArrayRef stride,
                         c10::SymIntArrayRef padding, c10::SymIntArrayRef dilation,
                         c10::SymInt groups) {
@@ -214,7 +238,7 @@ Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& mas
     return at::autocast::cached_cast(dtype, tensor, device);
   };
   return op.call(cast(x), cast(weight), mask, cast(bias), cast(addend), cast(residual), activation,
-                 taps, stride, padding, dilation, std::move(groups));
+                 rectify, taps, stride, padding, dilation, std::move(groups));
 }
 
 }  // namespace
@@ -222,7 +246,8 @@ Tensor forward_autocast(const Tensor& x, const Tensor& weight, const Tensor& mas
 TORCH_LIBRARY_FRAGMENT(genfast, m) {
   const std::string arguments =
       "Tensor x, Tensor weight, Tensor mask, Tensor? bias, Tensor? addend, Tensor? residual,"
-      " str activation, int[]? taps, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation,"
+      " str activation, bool rectify, int[]? taps, SymInt[2] stride, SymInt[4] padding, SymInt[2] "
+      "dilation,"
       " SymInt groups";
   m.def(("masked_conv2d_activation(" + arguments + ") -> Tensor").c_str(),
         {at::Tag::pt2_compliant_tag});
@@ -233,6 +258,11 @@ TORCH_LIBRARY_FRAGMENT(genfast, m) {
   m.def(
       "_masked_conv2d_activation_backward(Tensor grad, Tensor kept, str activation, bool of_output)"
       " -> (Tensor grad_pre, Tensor sums)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "_masked_conv2d_grad_rectified(Tensor grad, Tensor x, Tensor weight, Tensor mask,"
+      " int[]? taps, SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups,"
+      " bool need_x, bool need_weight) -> (Tensor grad_x, Tensor grad_weight)",
       {at::Tag::pt2_compliant_tag});
 }
 

@@ -19,7 +19,8 @@ constexpr int64_t kPackGrain = 1 << 14;  // weights
 // than that is worth; and more tasks than this cost memory without keeping more threads busy.
 constexpr int64_t kChunkPixels = 1024;
 constexpr int64_t kMostTasks = 64;
-constexpr int64_t kPartRows = 448;  // of patches; each part transposes the gradient again
+constexpr int64_t kMostCopied = 1 << 18;  // numbers of an image: half of a second level cache
+constexpr int64_t kPartRows = 448;        // of patches; each part transposes the gradient again
 
 int64_t grain(int64_t total, int64_t work_per_item) {
   return std::max<int64_t>(1, total / std::max<int64_t>(1, work_per_item));
@@ -152,7 +153,7 @@ Tensor masked_conv2d_cpu(const Tensor& x, const Tensor& weight, const Tensor& ma
   const Conv2dOptions options{stride, padding, dilation, groups};
   const Conv2dShape shape = conv2d_shape(x.sizes(), weight.sizes(), options);
   Tensor out = at::empty(output_sizes(shape), x.options(), at::MemoryFormat::Contiguous);
-  convolve_cpu(x, weight, mask, bias, taps, shape, &out, nullptr);
+  convolve_cpu(x, weight, mask, bias, taps, shape, /*rectified=*/false, &out, nullptr);
   return out;
 }
 
@@ -160,18 +161,74 @@ Tensor masked_conv2d_grad_input_cpu(const Tensor& grad, const Tensor& weight, co
                                     at::OptionalIntArrayRef taps, at::IntArrayRef input_size,
                                     at::IntArrayRef stride, at::IntArrayRef padding,
                                     at::IntArrayRef dilation, int64_t groups) {
+  return grad_input_cpu(grad, weight, mask, std::nullopt, taps, input_size,
+                        {stride, padding, dilation, groups});
+}
+
+Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask,
+                                     at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
+                                     at::IntArrayRef stride, at::IntArrayRef padding,
+                                     at::IntArrayRef dilation, int64_t groups) {
+  return grad_weight_cpu(grad, x, mask, /*rectified=*/false, taps, kernel_size,
+                         {stride, padding, dilation, groups});
+}
+
+}  // namespace
+
+void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
+                  const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
+                  const Conv2dShape& s, bool rectified, Tensor* out, const Epilogue* epilogue) {
+  check_conv2d_pair("x", x, "weight", weight);
+  if (bias.has_value()) check_conv2d_bias(*bias, weight);
+  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
+  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
+  if (s.N == 0 || s.H_out == 0 || s.W_out == 0) return;
+  const Tensor x_dense = x.contiguous();
+  const Tensor weight_dense = weight.contiguous();
+  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
+  std::vector<cpu::GridTap> grid_taps;
+  const cpu::Grid grid = output_grid(s, live, grid_taps);
+  dispatch(x.scalar_type(), [&](auto level, auto zero) {
+    using scalar_t = decltype(zero);
+    const Tensor packed =
+        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
+    std::optional<ConvEpilogue<scalar_t>> after;
+    scalar_t* sums = nullptr;
+    if (epilogue == nullptr) {
+      sums = out->mutable_data_ptr<scalar_t>();
+    } else {
+      after = epilogue->params<scalar_t>();
+      const bool same = result_channels(after->activation, after->C) == after->C;
+      sums = after->kept != nullptr ? after->kept : same ? after->out : nullptr;
+    }
+    correlate<level()>(
+        cpu::Correlation<scalar_t>{
+            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
+            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
+            s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
+            after.has_value() ? &*after : nullptr, rectified},
+        grid);
+  });
+}
+
+Tensor grad_input_cpu(const Tensor& grad, const Tensor& weight, const Tensor& mask,
+                      const std::optional<Tensor>& open, at::OptionalIntArrayRef taps,
+                      at::IntArrayRef input_size, const Conv2dOptions& options) {
   check_conv2d_pair("grad", grad, "weight", weight);
-  const Conv2dShape s =
-      grad_input_shape(grad, weight.sizes(), input_size, {stride, padding, dilation, groups});
+  const Conv2dShape s = grad_input_shape(grad, weight.sizes(), input_size, options);
   if (at::isReducedFloatingType(grad.scalar_type())) {
-    return masked_conv2d_grad_input_cpu(grad.to(at::kFloat), weight.to(at::kFloat), mask, taps,
-                                        input_size, stride, padding, dilation, groups)
+    const auto wide_open = open.has_value() ? std::optional(open->to(at::kFloat)) : std::nullopt;
+    return grad_input_cpu(grad.to(at::kFloat), weight.to(at::kFloat), mask, wide_open, taps,
+                          input_size, options)
         .to(grad.scalar_type());
   }
   const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), grad.device());
   const std::vector<int64_t> live = live_taps(taps, full_mask, s);
   Tensor grad_x = at::empty(input_sizes(s), grad.options(), at::MemoryFormat::Contiguous);
   if (grad_x.numel() == 0) return grad_x;
+  // With a stride the grids of pixels have steps: a pass of its own follows.
+  const bool fused = open.has_value() && s.stride_h == 1 && s.stride_w == 1;
+  const Tensor open_dense = open.has_value() ? open->contiguous() : Tensor();
   const Tensor grad_dense = grad.contiguous();
   const Tensor weight_dense = weight.contiguous();
   dispatch(grad.scalar_type(), [&](auto level, auto zero) {
@@ -187,24 +244,23 @@ Tensor masked_conv2d_grad_input_cpu(const Tensor& grad, const Tensor& weight, co
             cpu::Correlation<scalar_t>{
                 grad_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(), nullptr,
                 grad_x.mutable_data_ptr<scalar_t>(), s.N, s.groups, s.C_out / s.groups,
-                s.C_in / s.groups, s.H_out, s.W_out, s.H, s.W},
+                s.C_in / s.groups, s.H_out, s.W_out, s.H, s.W, nullptr, false,
+                fused ? open_dense.const_data_ptr<scalar_t>() : nullptr},
             grid);
       }
     }
   });
-  return grad_x;
+  return open.has_value() && !fused ? at::threshold_backward(grad_x, open_dense, 0) : grad_x;
 }
 
-Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask,
-                                     at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
-                                     at::IntArrayRef stride, at::IntArrayRef padding,
-                                     at::IntArrayRef dilation, int64_t groups) {
+Tensor grad_weight_cpu(const Tensor& grad, const Tensor& x, const Tensor& mask, bool rectified,
+                       at::OptionalIntArrayRef taps, at::IntArrayRef kernel_size,
+                       const Conv2dOptions& options) {
   check_conv2d_pair("grad", grad, "x", x);
-  const Conv2dShape s =
-      grad_weight_shape(grad, x.sizes(), kernel_size, {stride, padding, dilation, groups});
+  const Conv2dShape s = grad_weight_shape(grad, x.sizes(), kernel_size, options);
   if (at::isReducedFloatingType(grad.scalar_type())) {
-    return masked_conv2d_grad_weight_cpu(grad.to(at::kFloat), x.to(at::kFloat), mask, taps,
-                                         kernel_size, stride, padding, dilation, groups)
+    return grad_weight_cpu(grad.to(at::kFloat), x.to(at::kFloat), mask, rectified, taps,
+                           kernel_size, options)
         .to(grad.scalar_type());
   }
   const std::vector<int64_t> sizes = weight_sizes(s);
@@ -213,7 +269,9 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
   Tensor grad_weight = at::empty(sizes, grad.options());
   if (grad.numel() == 0 || x.numel() == 0 || live.empty()) return grad_weight.zero_();
   const Tensor grad_dense = grad.contiguous();
-  const Tensor x_dense = x.contiguous();
+  // Large images are rectified by a pass of its own: threads have copies of small ones.
+  const bool copies = rectified && s.C_in / s.groups * s.H * s.W <= kMostCopied;
+  const Tensor x_dense = rectified && !copies ? x.relu().contiguous() : x.contiguous();
   std::vector<cpu::GridTap> grid_taps;
   const cpu::Grid grid = output_grid(s, live, grid_taps);
   const int64_t C_in = s.C_in / s.groups;
@@ -253,7 +311,8 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
                                            unit_pixels,
                                            units_per_image,
                                            chunks,
-                                           parts};
+                                           parts,
+                                           copies};
     const int64_t scratch_size = cpu::grad_weight_scratch<level()>(params);
     const int64_t tasks = chunks * s.groups * parts;
     const int64_t work = s.N * pixels / chunks * (rows / parts + 1) * padded;
@@ -266,44 +325,6 @@ Tensor masked_conv2d_grad_weight_cpu(const Tensor& grad, const Tensor& x, const 
         [&](int64_t begin, int64_t end) { cpu::grad_weight_reduce<level()>(params, begin, end); });
   });
   return grad_weight;
-}
-
-}  // namespace
-
-void convolve_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
-                  const std::optional<Tensor>& bias, at::OptionalIntArrayRef taps,
-                  const Conv2dShape& s, Tensor* out, const Epilogue* epilogue) {
-  check_conv2d_pair("x", x, "weight", weight);
-  if (bias.has_value()) check_conv2d_bias(*bias, weight);
-  const Tensor full_mask = expand_mask(mask, weight.sizes(), weight.scalar_type(), x.device());
-  const std::vector<int64_t> live = live_taps(taps, full_mask, s);
-  if (s.N == 0 || s.H_out == 0 || s.W_out == 0) return;
-  const Tensor x_dense = x.contiguous();
-  const Tensor weight_dense = weight.contiguous();
-  const Tensor bias_dense = bias.has_value() ? bias->contiguous() : Tensor();
-  std::vector<cpu::GridTap> grid_taps;
-  const cpu::Grid grid = output_grid(s, live, grid_taps);
-  dispatch(x.scalar_type(), [&](auto level, auto zero) {
-    using scalar_t = decltype(zero);
-    const Tensor packed =
-        packed_weights<level(), scalar_t>(weight_dense, full_mask, live, s, false);
-    std::optional<ConvEpilogue<scalar_t>> after;
-    scalar_t* sums = nullptr;
-    if (epilogue == nullptr) {
-      sums = out->mutable_data_ptr<scalar_t>();
-    } else {
-      after = epilogue->params<scalar_t>();
-      const bool same = result_channels(after->activation, after->C) == after->C;
-      sums = after->kept != nullptr ? after->kept : same ? after->out : nullptr;
-    }
-    correlate<level()>(
-        cpu::Correlation<scalar_t>{
-            x_dense.const_data_ptr<scalar_t>(), packed.const_data_ptr<scalar_t>(),
-            bias.has_value() ? bias_dense.const_data_ptr<scalar_t>() : nullptr, sums, s.N, s.groups,
-            s.C_in / s.groups, s.C_out / s.groups, s.H, s.W, s.H_out, s.W_out,
-            after.has_value() ? &*after : nullptr},
-        grid);
-  });
 }
 
 TORCH_LIBRARY_IMPL(genfast, CPU, m) {

@@ -58,9 +58,21 @@ struct Epilogue {
                     const std::optional<at::Tensor>& residual, const at::Tensor& x);
 };
 
-// The convolution on the CPU: into `out` or, when something follows it, into the epilogue's.
+// The convolution on the CPU, of max(0, x) if rectified: into `out` or, when something follows it,
+// into the epilogue's.
 void convolve_cpu(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& mask,
                   const std::optional<at::Tensor>& bias, at::OptionalIntArrayRef taps,
-                  const Conv2dShape& shape, at::Tensor* out, const Epilogue* epilogue);
+                  const Conv2dShape& shape, bool rectified, at::Tensor* out,
+                  const Epilogue* epilogue);
+
+// The gradient by x; zero where `open`, of its shape, is not positive, unless that is absent.
+at::Tensor grad_input_cpu(const at::Tensor& grad, const at::Tensor& weight, const at::Tensor& mask,
+                          const std::optional<at::Tensor>& open, at::OptionalIntArrayRef taps,
+                          at::IntArrayRef input_size, const Conv2dOptions& options);
+
+// The gradient by the weight of a convolution of x, or of max(0, x) if rectified.
+at::Tensor grad_weight_cpu(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& mask,
+                           bool rectified, at::OptionalIntArrayRef taps,
+                           at::IntArrayRef kernel_size, const Conv2dOptions& options);
 
 }  // namespace genfast

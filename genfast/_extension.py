@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +169,17 @@ def has_kernel(op: str, device: torch.device) -> bool:
         and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+@contextmanager
+def references() -> Iterator[None]:
+    """Meanwhile every op runs as its plain PyTorch reference, in all threads: for comparisons."""
+    kernels = dict(_KERNEL_DEVICES)
+    _KERNEL_DEVICES.update(dict.fromkeys(OPS, frozenset()))
+    try:
+        yield
+    finally:
+        _KERNEL_DEVICES.update(kernels)
 
 
 def loaded() -> bool:

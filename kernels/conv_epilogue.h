@@ -86,14 +86,6 @@ GENFAST_INLINE number concat_elu_gradient(number grad, number grad_of_minus, num
          (a < scalar_t(0) ? grad_of_minus : grad_of_minus * of.value);
 }
 
-// The gradient of a saturated unit, which beside those of other pixels is nothing, but which as a
-// denormal number, or times a weight, would take the processor a hundred times as long.
-template <typename scalar_t, typename number>
-GENFAST_INLINE number without_traces(number gradient) {
-  const scalar_t least = sizeof(scalar_t) == 4 ? scalar_t(0x1p-100) : scalar_t(0x1p-900);
-  return gradient < least ? (gradient > -least ? number{} : gradient) : gradient;
-}
-
 template <typename scalar_t>
 struct ConvEpilogue {
   Activation activation;

@@ -91,6 +91,11 @@ struct Correlation {
   // What follows while the sums are in cache, or null; on grids with step 1 only. `out` is then
   // memory of its results for the sums to grow in, or null.
   const ConvEpilogue<scalar_t>* epilogue = nullptr;
+  // Whether `in` counts as max(0, in), as behind a ReLU.
+  bool rectified = false;
+  // Of the shape of `out`, on grids with step 1 only, or null: where it is not positive sums become
+  // zero, as in the backward of a ReLU.
+  const scalar_t* open = nullptr;
 };
 
 // weight * mask of the given taps, in panels of produced channels as wide as a register tile is
@@ -118,7 +123,8 @@ struct GradWeight {
   scalar_t* grad_weight;     // [groups * C_out, C_in, kH * kW], contiguous
   int64_t N, groups, C_out, C_in, H, W, kH, kW;
   int64_t unit_pixels, units_per_image, chunks;
-  int64_t parts;  // of the patch rows; tasks of one chunk
+  int64_t parts;           // of the patch rows; tasks of one chunk
+  bool rectified = false;  // `x` counts as max(0, x)
 };
 
 constexpr int64_t simd_bytes(SimdLevel level) {

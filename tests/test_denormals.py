@@ -49,3 +49,12 @@ def test_other_arithmetic_keeps_its_subnormals(convolution, threads: int) -> Non
         assert bool((small * 0.5 == TINY / 16).all())
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("activation", ["elu", "gate"])
+def test_saturated_units_have_no_subnormal_gradients(activation: str) -> None:
+    before = -torch.linspace(0, 120, 2000).view(1, 2, 40, 25)
+    grad = torch.full((1, 1 if activation == "gate" else 2, 40, 25), 1e-3)
+    operator = torch.ops.genfast._masked_conv2d_activation_backward
+    gradient, _ = operator(grad, before, activation, False)
+    assert gradient[gradient != 0].abs().min() >= TINY

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.bench.cached_loops import CachedGatedPixelCNN, Draw, QueuedWaveNet
@@ -20,6 +21,7 @@ from genfast.models import (
     WaveNetConfig,
 )
 from genfast.nn import MaskedConv2d
+from genfast.ops._masked_conv2d_epilogue import apply_epilogue
 from genfast.sampling import Categorical, Distribution, LogisticMixture
 
 SECOND_OF_SOUND = 16000
@@ -143,29 +145,42 @@ def build(case: Case, seed: int = 0) -> nn.Module:
         return case.make().eval()
 
 
-def with_dense_convolutions(model: nn.Module) -> nn.Module:
-    """Copy a model of ours, its masked convolutions as torch's with the masked weights.
+class PlainConvolution(nn.Conv2d):
+    """A masked convolution as PyTorch's with the masked weights, and what follows it."""
 
-    Which of the two PyTorch runs faster depends on the sizes; the faster one is the unit.
-    """
+    def __init__(self, masked: MaskedConv2d) -> None:
+        size: Any = masked.kernel_size
+        steps: Any = {name: getattr(masked, name) for name in ("stride", "padding", "dilation")}
+        super().__init__(
+            masked.in_channels, masked.out_channels, size, groups=masked.groups, **steps
+        )
+        self.to(masked.weight.device)
+        with torch.no_grad():
+            self.weight.copy_(masked.weight * masked.mask)
+            assert self.bias is not None
+            self.bias.zero_() if masked.bias is None else self.bias.copy_(masked.bias)
+
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        addend: Tensor | None = None,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        rectify: bool = False,
+    ) -> Tensor:
+        """Convolve as `MaskedConv2d` does."""
+        out = super().forward(F.relu(input) if rectify else input)
+        if addend is not None and addend.dim() == 2:
+            addend = addend[:, :, None, None]
+        return apply_epilogue(out, addend, activation, residual, reference=True)
+
+
+def with_plain_convolutions(model: nn.Module) -> nn.Module:
+    """Copy a model of ours, its masked convolutions dense and PyTorch's."""
     copied = copy.deepcopy(model)
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MaskedConv2d):
-                setattr(parent, name, _dense(child))
+                setattr(parent, name, PlainConvolution(child))
     return copied
-
-
-def _dense(layer: MaskedConv2d) -> nn.Conv2d:
-    stride: Any = layer.stride
-    padding: Any = layer.padding
-    dilation: Any = layer.dilation
-    size: Any = layer.kernel_size
-    dense = nn.Conv2d(
-        layer.in_channels, layer.out_channels, size, stride, padding, dilation, layer.groups
-    ).to(layer.weight.device)
-    with torch.no_grad():
-        dense.weight.copy_(layer.weight * layer.mask)
-        assert dense.bias is not None
-        dense.bias.zero_() if layer.bias is None else dense.bias.copy_(layer.bias)
-    return dense

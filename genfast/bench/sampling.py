@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genfast._extension import references
 from genfast.bench.agreement import compare, require_agreement
-from genfast.bench.cases import CASES, Case, build, with_dense_convolutions
+from genfast.bench.cases import CASES, Case, build, with_plain_convolutions
 from genfast.bench.measure import activation_bytes, peak_bytes, time_together
 from genfast.evaluation.machine import machine, versions
 from genfast.sampling import Sampler, compile_sampler
@@ -85,19 +86,19 @@ def _measure_case(
         "parameters": sum(each.numel() for each in model.parameters()),
         "compile_seconds": float(f"{compiled:.4g}"),
     }
+    plain = with_plain_convolutions(model)
     if case.memory is not None:
-        found["memory"] = _memory(case, case.memory, model, sampler, device)
+        found["memory"] = _memory(case.memory, plain, sampler, device)
     say(f"{name}: checking")
     agreement = compare(model, sampler, distribution, n=min(case.batches), seed=0)
     require_agreement(agreement, _TOLERANCE, _SAME)
     found["agreement"] = asdict(agreement)
-    forwards = {"as it is": model, "with dense convolutions": with_dense_convolutions(model)}
     found["rows"] = []
     for count in threads:
         torch.set_num_threads(count)
         for batch, most in case.batches.items():
             say(f"{name}: batch {batch}, threads {count}")
-            row = _time_row(case, batch, forwards, sampler, seconds)
+            row = _time_row(case, batch, model, plain, sampler, seconds)
             row["threads"], row["most_forwards"] = count, most
             if case.loop is not None:
                 row["loop"] = _time_loop(case, batch, case.loop(model), seconds, device)
@@ -108,32 +109,39 @@ def _measure_case(
 
 @torch.inference_mode()
 def _time_row(
-    case: Case, batch: int, forwards: dict[str, nn.Module], sampler: Sampler, seconds: float
+    case: Case, batch: int, model: nn.Module, plain: nn.Module, sampler: Sampler, seconds: float
 ) -> dict[str, Any]:
     """Time forward passes and sampling of one batch size in turn, and a few steps of the loop."""
     x = sampler.sample(batch, seed=1)
     calls: dict[str, Callable[[], object]] = {
-        name: partial(model, x) for name, model in forwards.items()
+        "plain": lambda: _run_plain(plain, x),
+        "own": lambda: model(x),
+        "sample": lambda: sampler.sample(batch, seed=2),
     }
-    calls["sample"] = lambda: sampler.sample(batch, seed=2)
     timings = time_together(calls, seconds, device=x.device)
-    sample = timings.pop("sample")
-    unit = min(timings, key=lambda name: timings[name].median)
-    steps = {"step": lambda: _naive_step(forwards[unit], x)}
+    unit, own, sample = timings["plain"], timings["own"], timings["sample"]
+    faster = model if own.median < unit.median else partial(_run_plain, plain)
+    steps = {"step": lambda: _naive_step(faster, x)}
     step = time_together(steps, 0.0, least=3, device=x.device)["step"]
     return {
         "batch": batch,
-        "unit": unit,
-        "forward": timings[unit].as_json(),
-        "other_forward": next(t.as_json() for name, t in timings.items() if name != unit),
+        "forward": unit.as_json(),
+        "own_forward": own.as_json(),
         "sample": sample.as_json(),
-        "forwards": float(f"{sample.median / timings[unit].median:.4g}"),
+        "forwards": float(f"{sample.median / unit.median:.4g}"),
+        "own_forwards": float(f"{sample.median / own.median:.4g}"),
         "naive_seconds": float(f"{step.median * case.steps:.4g}"),
         "naive_steps_timed": step.runs,
     }
 
 
-def _naive_step(model: nn.Module, x: Tensor) -> Tensor:
+def _run_plain(model: nn.Module, x: Tensor) -> Tensor:
+    """A forward pass in which nothing of ours computes."""
+    with references():
+        return cast(Tensor, model(x))
+
+
+def _naive_step(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
     """One step of the naive loop: a full forward for the symbols at the last position."""
     parameters = cast(Tensor, model(x)).flatten(2)[:, :, -1]
     return invert_cdf(parameters, torch.rand(len(x), device=x.device))
@@ -153,14 +161,14 @@ def _time_loop(
     }
 
 
-def _memory(
-    case: Case, batch: int, model: nn.Module, sampler: Sampler, device: torch.device
-) -> dict[str, Any]:
+def _memory(batch: int, plain: nn.Module, sampler: Sampler, device: torch.device) -> dict[str, Any]:
     """Tell what sampling takes beyond the model, beside the activations of one eager forward."""
     drawn: list[Tensor] = []
     grown = peak_bytes(lambda: drawn.append(sampler.sample(batch, seed=3)), device)
+    with references():
+        activations = activation_bytes(plain, drawn[0])
     return {
         "batch": batch,
-        "activation_bytes": activation_bytes(model, drawn[0]),
+        "activation_bytes": activations,
         "sample_bytes": grown,
     }

@@ -198,6 +198,7 @@ class MaskedConv2d(nn.Conv2d):
         addend: Tensor | None = None,
         activation: str | None = None,
         residual: Tensor | None = None,
+        rectify: bool = False,
     ) -> Tensor:
         """Convolve with the open weights: activation(conv(input) + addend) + residual in one op.
 
@@ -207,6 +208,7 @@ class MaskedConv2d(nn.Conv2d):
             activation: None, "relu", "elu", "concat_elu" (2 C_out channels) or "gate" (C_out/2
                 channels); see `genfast.ops.masked_conv2d`.
             residual: None or of the result's shape.
+            rectify: convolve max(0, input).
         """
         padding = self._explicit_padding
         if self.padding_mode != "zeros":
@@ -220,6 +222,7 @@ class MaskedConv2d(nn.Conv2d):
             addend=addend,
             activation=activation,
             residual=residual,
+            rectify=rectify,
             stride=cast(Pair, self.stride),
             padding=padding,
             dilation=cast(Pair, self.dilation),

@@ -1,7 +1,6 @@
 """The arguments of `masked_conv2d`: their rules, and options in the form that operators take."""
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 
 import torch
 
@@ -16,6 +15,8 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """A number for rows and one for columns, of an option that may be one number for both."""
+    if isinstance(value, int) and value >= least:
+        return value, value
     numbers = _integers(value)
     if len(numbers) == 1:
         numbers *= 2
@@ -106,10 +107,7 @@ def check_tensors(
             "masked_conv2d: expected a bool or floating point mask on the device of x "
             f"({x.device}), got mask.dtype={mask.dtype}, mask.device={mask.device}"
         )
-    rank = mask.dim()
-    if not 2 <= rank <= 4 or any(
-        m not in (1, w) for m, w in zip(mask.shape, sizes[4 - rank :], strict=True)
-    ):
+    if mask.shape != sizes and not _broadcasts(mask.shape, sizes):
         raise InputError(
             "masked_conv2d: expected a mask [..., kH, kW] that broadcasts to the weight "
             f"{tuple(sizes)}, got mask.shape={tuple(mask.shape)}"
@@ -143,7 +141,9 @@ def check_fit(x: torch.Tensor, weight: torch.Tensor, padding: Sides, dilation: P
             "masked_conv2d: expected padding that crops no more than the input, got "
             f"x.shape={tuple(x.shape)}, padding={padding}"
         )
-    if min(output_size((height, width), weight.shape[2:], (1, 1), padding, dilation)) < 1:
+    if height + top + bottom <= dilation[0] * (
+        weight.shape[2] - 1
+    ) or width + left + right <= dilation[1] * (weight.shape[3] - 1):
         raise InputError(
             "masked_conv2d: expected a kernel that fits into the padded input, got "
             f"x.shape={tuple(x.shape)}, weight.shape={tuple(weight.shape)}, padding={padding}, "
@@ -155,12 +155,22 @@ def check_taps(taps: Sequence[int], weight: torch.Tensor) -> list[int]:
     """The taps as a list; InputError unless they ascend within the kernel."""
     positions = weight.shape[2] * weight.shape[3]
     known = [int(tap) for tap in taps]
-    ascending = all(a < b for a, b in pairwise(known))
-    if not ascending or (known and not 0 <= known[0] <= known[-1] < positions):
-        raise InputError(
-            f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), got taps={known}"
-        )
+    last = -1
+    for tap in known:
+        if not last < tap < positions:
+            raise InputError(
+                f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), "
+                f"got taps={known}"
+            )
+        last = tap
     return known
+
+
+def _broadcasts(mask: Sequence[int], weight: Sequence[int]) -> bool:
+    rank = len(mask)
+    return 2 <= rank <= 4 and all(
+        m in (1, w) for m, w in zip(mask, weight[4 - rank :], strict=True)
+    )
 
 
 def _integers(value: int | Sequence[int]) -> tuple[int, ...]:
@@ -168,7 +178,10 @@ def _integers(value: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,)
     numbers = tuple(value) if isinstance(value, tuple | list | Iterable) else (value,)
-    if all(isinstance(number, int) for number in numbers):
+    for number in numbers:
+        if not isinstance(number, int):
+            break
+    else:
         return numbers
     # NumPy's integers, say.
     if all(hasattr(number, "__index__") for number in numbers):

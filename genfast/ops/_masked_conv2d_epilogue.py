@@ -98,8 +98,10 @@ def composed(
     addend: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str,
+    rectify: bool,
     *geometry: object,
 ) -> torch.Tensor:
     """`genfast::masked_conv2d_activation` made of its parts, with the operator's signature."""
+    x = F.relu(x) if rectify else x
     out = torch.ops.genfast.masked_conv2d.default(x, weight, mask, bias, *geometry)
     return apply_epilogue(out, addend, activation, residual)

@@ -63,6 +63,7 @@ def _activation_fake(
     addend: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str,
+    rectify: bool,
     taps: Sequence[int] | None,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -82,6 +83,7 @@ def _activation_keeping_fake(
     addend: torch.Tensor | None,
     residual: torch.Tensor | None,
     activation: str,
+    rectify: bool,
     taps: Sequence[int] | None,
     stride: Sequence[int],
     padding: Sequence[int],
@@ -102,3 +104,22 @@ def _activation_backward_fake(
     half = kept.dtype in (torch.float16, torch.bfloat16)
     sums = kept.new_empty(kept.shape[:2], dtype=torch.float32 if half else kept.dtype)
     return kept.new_empty(kept.shape), sums
+
+
+@torch.library.register_fake("genfast::_masked_conv2d_grad_rectified")
+def _grad_rectified_fake(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    taps: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_empty(x.shape if need_x else (0,)), x.new_empty(
+        weight.shape if need_weight else (0,)
+    )

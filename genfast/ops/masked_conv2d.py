@@ -27,6 +27,7 @@ def masked_conv2d(
     addend: torch.Tensor | None = None,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
+    rectify: bool = False,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -61,6 +62,8 @@ def masked_conv2d(
             negative in C_out channels more) or "gate" (tanh of the first half of the channels times
             sigmoid of the second: C_out/2 channels).
         residual: None or of the result's shape.
+        rectify: Convolve max(0, x), as behind a ReLU, without a copy of it for the forward pass and
+            without a pass over its gradient.
         stride: Integer or pair, >= 1.
         padding: Integer or pair (rows, columns), >= 0; (left, right, top, bottom) as for `F.pad`,
             where a negative number crops; "same" (stride 1; what is odd goes right and below) or
@@ -91,6 +94,7 @@ def masked_conv2d(
             addend=None if addend is None else addend.unsqueeze(0),
             activation=activation,
             residual=None if residual is None else residual.unsqueeze(0),
+            rectify=rectify,
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -103,7 +107,7 @@ def masked_conv2d(
     arguments.check_fit(x, weight, paddings, dilations)
     known = _known_taps(taps, mask, weight)
     geometry = known, strides, paddings, dilations, groups
-    plain = addend is None and activation is None and residual is None
+    plain = addend is None and activation is None and residual is None and not rectify
     if not plain:
         size = arguments.output_size(x.shape[2:], kernel, strides, paddings, dilations)
         epilogue.check_epilogue(
@@ -120,7 +124,9 @@ def masked_conv2d(
             )
             return out
         operator = epilogue.operator_on(x.device)
-        return operator(x, weight, mask, bias, addend, residual, activation or "none", *geometry)
+        return operator(
+            x, weight, mask, bias, addend, residual, activation or "none", rectify, *geometry
+        )
     return masked_conv2d_reference(
         x,
         weight,
@@ -129,6 +135,7 @@ def masked_conv2d(
         addend=addend,
         activation=activation,
         residual=residual,
+        rectify=rectify,
         stride=strides,
         padding=paddings,
         dilation=dilations,
@@ -146,6 +153,7 @@ def masked_conv2d_reference(
     addend: torch.Tensor | None = None,
     activation: str | None = None,
     residual: torch.Tensor | None = None,
+    rectify: bool = False,
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] | str = 0,
     dilation: int | Sequence[int] = 1,
@@ -159,6 +167,7 @@ def masked_conv2d_reference(
         kernel[list(taps)] = True
         live = live & kernel.view(weight.shape[2:])
     masked = torch.where(live, weight * mask.to(weight.dtype), 0)
+    x = F.relu(x) if rectify else x
     steps = arguments.pair("stride", stride, 1), arguments.pair("dilation", dilation, 1)
     left, right, top, bottom = arguments.sides(padding, weight.shape[2:], *steps)
     if left == right >= 0 and top == bottom >= 0:

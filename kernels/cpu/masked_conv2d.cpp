@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/denormals.h"
 #include "kernels/cpu/patches.h"
+#include "kernels/cpu/rows.h"
 
 namespace genfast::cpu {
 namespace {
@@ -87,7 +88,7 @@ void sum_tile(const Correlation<scalar_t>& params, const Grid& grid,
   const int64_t plane = params.H_in * params.W_in;
   const int64_t rows = grid.tap_count * params.K;
   const PatchSource<scalar_t> source{params.in + (n * params.groups + group) * params.K * plane,
-                                     plane, params.W_in, params.K};
+                                     plane, params.W_in, params.K, params.rectified};
   const scalar_t* weights = params.packed + group * params.M * rows;
   const scalar_t* bias = params.bias == nullptr ? nullptr : params.bias + group * params.M;
   const scalar_t* next = source.in + tile.first + width;
@@ -125,6 +126,17 @@ void scatter(SumTile<scalar_t> sums, const PixelTile<scalar_t>& tile, const Grid
                      grid.first_w + segment.j * grid.step_w;
       for (int lane = 0; lane < segment.lanes; ++lane) to[lane * grid.step_w] = from[lane];
     }
+  }
+}
+
+// Zero where `open` is not positive.
+template <typename scalar_t>
+void close_sums(const scalar_t* open, int64_t channels, int64_t plane, int64_t pixels,
+                scalar_t* sums) {
+  for (int64_t m = 0; m < channels; ++m, open += plane, sums += plane) {
+    for_vectors<scalar_t>(0, pixels, [&](int64_t k, auto part) {
+      store(sums + k, relu_gradient<scalar_t>(load(sums + k, part), load(open + k, part)), part);
+    });
   }
 }
 
@@ -171,6 +183,10 @@ void correlate(const Correlation<scalar_t>& params, const Grid& grid, scalar_t* 
           scatter(sums, tile, grid, params.M, params.W_out, plane, params.out + image);
         }
       }
+    }
+    if (params.open != nullptr) {
+      const int64_t at = n * channels * plane + first;
+      close_sums(params.open + at, channels, plane, count, params.out + at);
     }
     if (params.epilogue == nullptr) continue;
     const int64_t together = epilogue_units(params.epilogue->activation, channels);

@@ -1,5 +1,6 @@
 // Activation, addend and residual of a convolution, and their gradient, a row of pixels at a time.
 #include "kernels/conv_epilogue.h"
+#include "kernels/cpu/denormals.h"
 #include "kernels/cpu/gate.h"
 #include "kernels/cpu/rows.h"
 
@@ -109,12 +110,11 @@ void backward_rows(const ConvEpilogueBackward<scalar_t>& params, int64_t begin, 
       } else if constexpr (activation == Activation::kGate) {
         const Vector<scalar_t> b = load(kept + second + k, part);
         const auto point = gate_point<scalar_t>(a, b, gate_exponentials<scalar_t>(a, b));
-        const auto of_b = without_traces<scalar_t>(of_out * point.slope_b);
+        const Vector<scalar_t> of_b = of_out * point.slope_b;
         of_a = of_out * point.slope_a;
         store(to + second + k, of_b, part);
         sum_of_partner.add(of_b, part);
       }
-      if constexpr (activation != Activation::kRelu) of_a = without_traces<scalar_t>(of_a);
       store(to + k, of_a, part);
       sum.add(of_a, part);
     });
@@ -142,6 +142,7 @@ void apply_epilogue(const ConvEpilogue<scalar_t>& params, const EpilogueBlock<sc
 
 template <SimdLevel level, typename scalar_t>
 void epilogue_backward(const ConvEpilogueBackward<scalar_t>& params, int64_t begin, int64_t end) {
+  [[maybe_unused]] const DenormalsAreZero fast;
   with_activation(params.activation, [&]<Activation activation>() {
     if (params.of_output) {
       backward_rows<activation, true>(params, begin, end);

@@ -3,6 +3,7 @@
 // in the order wanted.
 #include "kernels/cpu/denormals.h"
 #include "kernels/cpu/patches.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/masked_conv2d.h"
 
 namespace genfast::cpu {
@@ -193,11 +194,19 @@ void add_packed_unit(const GradWeight<scalar_t>& params, const PixelUnit& unit, 
   }
 }
 
+template <typename scalar_t>
+void rectify(const scalar_t* from, int64_t count, scalar_t* to) {
+  for_vectors<scalar_t>(0, count, [&](int64_t k, auto part) {
+    store(to + k, relu_value<scalar_t>(load(from + k, part)), part);
+  });
+}
+
 }  // namespace
 
 template <SimdLevel level, typename scalar_t>
 int64_t grad_weight_scratch(const GradWeight<scalar_t>& params) {
-  return kGradUnitPixels * (kTileRows + padded_channels(params));
+  const int64_t image = params.rectified ? params.C_in * params.H * params.W : 0;
+  return kGradUnitPixels * (kTileRows + padded_channels(params)) + image;
 }
 
 template <SimdLevel level, typename scalar_t>
@@ -212,6 +221,8 @@ void grad_weight_partial(const GradWeight<scalar_t>& params, scalar_t* scratch, 
   const int64_t units = params.N * params.units_per_image;
   scalar_t* const patches = scratch;
   scalar_t* const transposed = scratch + kTileRows * step;  // [C_out tiles, pixels, tile]
+  scalar_t* const positive = transposed + padded * step;    // an image without negative numbers
+  int64_t copied = -1;                                      // which one
 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t part = task % params.parts;
@@ -228,7 +239,13 @@ void grad_weight_partial(const GradWeight<scalar_t>& params, scalar_t* scratch, 
       const int64_t first = u % params.units_per_image * params.unit_pixels;
       PixelUnit unit;
       unit.cut(params.grid, first, smaller(params.unit_pixels, pixels - first));
-      const scalar_t* x = params.x + image * params.C_in * params.H * params.W;
+      const int64_t image_size = params.C_in * params.H * params.W;
+      const scalar_t* x = params.x + image * image_size;
+      if (params.rectified) {
+        if (copied != image) rectify(x, image_size, positive);
+        copied = image;
+        x = positive;
+      }
       const scalar_t* grad = params.grad + image * params.C_out * pixels + first;
       for (int64_t m = 0; m < params.C_out; m += tile) {
         transpose_channels(grad + m * pixels, pixels, params.C_out - m, unit.pixels,

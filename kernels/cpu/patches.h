@@ -1,6 +1,7 @@
 // Pieces of the patch matrix of a convolution (kernels/masked_conv2d.h), packed for register tiles.
 #pragma once
 
+#include "kernels/conv_epilogue.h"
 #include "kernels/cpu/matrix_tile.h"
 #include "kernels/masked_conv2d.h"
 
@@ -81,6 +82,7 @@ template <typename scalar_t>
 struct PatchSource {
   const scalar_t* in;
   int64_t plane, W, K;
+  bool rectified = false;  // `in` counts as max(0, in)
 };
 
 // Rows [begin, end) of the patch matrix; what a tile does not need it leaves out at both ends.
@@ -117,8 +119,11 @@ void pack_patches(const PatchSource<scalar_t>& source, const Grid& grid,
       const int64_t offset = tile.first + tap.row * source.W + tap.col;
       for (; k < k_end; ++k, to += to_step) {
         const scalar_t* from = source.in + k * source.plane + offset;
-        store(to, load_where(from, first));
-        if (tile.pixels > lanes) store(to + lanes, load_where(from + lanes, second));
+        const auto put = [&](scalar_t* at, Vector<scalar_t> value) {
+          store(at, source.rectified ? relu_value<scalar_t>(value) : value);
+        };
+        put(to, load_where(from, first));
+        if (tile.pixels > lanes) put(to + lanes, load_where(from + lanes, second));
       }
       continue;
     }
@@ -131,7 +136,8 @@ void pack_patches(const PatchSource<scalar_t>& source, const Grid& grid,
         const scalar_t* row =
             source.in + k * source.plane + (segment.i * grid.in_step_h + tap.row) * source.W;
         for (int lane = span.begin; lane < span.end; ++lane) {
-          to[lane] = row[(segment.j + lane - segment.lane) * grid.in_step_w + tap.col];
+          const scalar_t value = row[(segment.j + lane - segment.lane) * grid.in_step_w + tap.col];
+          to[lane] = source.rectified ? relu_value<scalar_t>(value) : value;
         }
       }
     }

@@ -95,10 +95,9 @@ __global__ void __launch_bounds__(kThreads)
     } else if constexpr (activation == Activation::kGate) {
       const acc_t b = load<acc_t>(params.kept[at + second]);
       const auto point = gate_point<acc_t>(a, b, gate_exponentials(a, b));
-      params.grad_pre[at + second] = store<scalar_t>(without_traces<acc_t>(of_out * point.slope_b));
+      params.grad_pre[at + second] = store<scalar_t>(of_out * point.slope_b);
       of_a = of_out * point.slope_a;
     }
-    if constexpr (activation != Activation::kRelu) of_a = without_traces<acc_t>(of_a);
     params.grad_pre[at] = store<scalar_t>(of_a);
   });
 }

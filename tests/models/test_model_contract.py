@@ -181,7 +181,7 @@ def test_refuses_to_draw_what_is_no_number_of_images(name, n):
         ("vae", {"std": 0.0}, "std in"),
         ("vae", {"beta": float("nan")}, "beta in"),
         ("vae", {"beta": float("inf")}, "beta in"),
-        ("gan", {"loss": "relativistic"}, "loss in"),
+        ("gan", {"loss": "earth_mover"}, "loss in"),
         ("gan", {"critic_steps": 0}, "critic_steps"),
         ("gan", {"gradient_penalty": -1.0}, "gradient_penalty"),
         ("gan", {"r1": "much"}, "r1 in"),

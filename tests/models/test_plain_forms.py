@@ -16,6 +16,7 @@ from genfast.models import (
     PixelCNNPlusPlus,
     PixelCNNPlusPlusConfig,
 )
+from genfast.models._convolution import convolve, convolve_in_parts
 
 
 class State:
@@ -172,3 +173,18 @@ def test_gated_resnets_of_pixelcnn_plus_plus() -> None:
         torch.testing.assert_close(layer(x, aside, labels), expected)
     shrunk = state["shrink_left"][0][1].conv(x, DOWN_RIGHT, stride=2)
     torch.testing.assert_close(model.shrink_left[0](x), shrunk)
+
+
+@pytest.mark.parametrize("addend", [None, "example", "pixels"])
+@pytest.mark.parametrize("activation", [None, "gate", "concat_elu"])
+def test_a_convolution_in_parts_is_the_one_op(activation, addend) -> None:
+    conv = torch.nn.Conv2d(3, 6, (2, 3)).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    size = {None: None, "example": (2, 6), "pixels": (2, 6, 5, 4)}[addend]
+    after = {
+        "padding": (1, 1, 1, 0),
+        "addend": None if size is None else torch.randn(size, dtype=torch.float64),
+        "activation": activation,
+        "residual": torch.randn(2, {"gate": 3, "concat_elu": 12}.get(activation, 6), 5, 4).double(),
+    }
+    torch.testing.assert_close(convolve_in_parts(conv, x, **after), convolve(conv, x, **after))

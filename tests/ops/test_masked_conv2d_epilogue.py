@@ -27,6 +27,8 @@ class Case:
     size: tuple[int, int] = (5, 7)
     kernel: int = 3
     scale: float = 1.0
+    rectify: bool = False
+    stride: int = 1
 
     @property
     def mask(self) -> torch.Tensor:
@@ -35,7 +37,12 @@ class Case:
 
     @property
     def options(self) -> dict:
-        return {"activation": self.activation, "padding": self.kernel // 2}
+        return {
+            "activation": self.activation,
+            "padding": self.kernel // 2,
+            "rectify": self.rectify,
+            "stride": self.stride,
+        }
 
     @property
     def result_channels(self) -> int:
@@ -65,7 +72,8 @@ class Case:
     def plain(self, inputs) -> torch.Tensor:
         """The definition, in operators of PyTorch."""
         weight = inputs["weight"] * self.mask.to(inputs["weight"])
-        out = F.conv2d(inputs["x"], weight, inputs["bias"], padding=self.kernel // 2)
+        x = F.relu(inputs["x"]) if self.rectify else inputs["x"]
+        out = F.conv2d(x, weight, inputs["bias"], padding=self.kernel // 2, stride=self.stride)
         if self.addend == "pixels":
             out = out + inputs["addend"]
         elif self.addend == "example":
@@ -285,6 +293,7 @@ def operands(case: Case, device) -> tuple:
         inputs["addend"],
         inputs["residual"],
         case.activation or "none",
+        case.rectify,
     )
 
 
@@ -297,6 +306,7 @@ def operands(case: Case, device) -> tuple:
         Case("concat_elu", "pixels", bias=False),
         Case("gate", "pixels", residual=True),
         Case("gate", N=0),
+        Case("relu", rectify=True),
     ],
     ids=str,
 )
@@ -394,17 +404,6 @@ def test_extreme_numbers_stay_finite(device, simd_level, activation) -> None:
         torch.testing.assert_close(ours.double(), exact, rtol=2e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("activation", ["elu", "concat_elu", "gate"])
-def test_saturated_units_leave_no_denormal_gradients(device, activation) -> None:
-    """On them the convolution's backward would take ten times as long."""
-    kept = -torch.linspace(0, 120, 2000, device=device).view(1, 2, 40, 25)
-    shape = (1, {"gate": 1, "concat_elu": 4}.get(activation, 2), 40, 25)
-    grad = torch.full(shape, 1e-3, device=device)
-    of_pre, _ = OPS._masked_conv2d_activation_backward(grad, kept, activation, False)
-    assert (of_pre != 0).any()
-    assert of_pre[of_pre != 0].abs().min() > 1e-31
-
-
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_same_bits_for_every_thread_count(threads, activation) -> None:
     case = Case(activation, "example", N=3, C_in=5, C_out=18, size=(70, 61))
@@ -479,7 +478,7 @@ def test_refuses_bad_input(name) -> None:
 
 def test_operators_refuse_bad_input_too() -> None:
     case = Case("gate", "pixels", residual=True)
-    x, weight, mask, bias, addend, residual, _ = (
+    x, weight, mask, bias, addend, residual, _, rectify = (
         t.detach() if isinstance(t, torch.Tensor) else t for t in operands(case, "cpu")
     )
     for arguments, message in (
@@ -490,10 +489,10 @@ def test_operators_refuse_bad_input_too() -> None:
         ((bias.half(), addend, residual, "gate"), "dtype and device of weight"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            OPS.masked_conv2d_activation(x, weight, mask, *arguments, *geometry(case))
+            OPS.masked_conv2d_activation(x, weight, mask, *arguments, rectify, *geometry(case))
     with pytest.raises(RuntimeError, match="expected an even number of output channels"):
         OPS.masked_conv2d_activation(
-            x, weight[:5], mask, bias[:5], None, None, "gate", *geometry(case)
+            x, weight[:5], mask, bias[:5], None, None, "gate", rectify, *geometry(case)
         )
     with pytest.raises(RuntimeError, match="expected grad of the result's shape"):
         OPS._masked_conv2d_activation_backward(addend, addend, "gate", False)
@@ -509,6 +508,54 @@ def test_without_a_fused_kernel_the_parts_run(activation, monkeypatch) -> None:
     mask, addend = torch.ones(3, 3, dtype=torch.bool), torch.randn(2, 6, 1, 1)
     geometry = (None, (1, 1), (1, 1, 1, 1), (1, 1), 1)
     name = activation or "none"
-    ours = parts(x, weight, mask, None, addend, None, name, *geometry)
-    fused = OPS.masked_conv2d_activation(x, weight, mask, None, addend, None, name, *geometry)
+    ours = parts(x, weight, mask, None, addend, None, name, True, *geometry)
+    fused = OPS.masked_conv2d_activation(x, weight, mask, None, addend, None, name, True, *geometry)
     torch.testing.assert_close(ours, fused)
+
+
+RECTIFIED = {
+    "odd": {"C_in": 17, "size": (9, 23)},
+    "1x1": {"C_in": 5, "size": (12, 8), "kernel": 1},
+    "large": {"N": 1, "C_in": 9, "size": (31, 37), "kernel": 5},
+    "empty": {"N": 0},
+    "strided": {"stride": 2, "size": (9, 8)},
+    "large-image": {"N": 1, "C_in": 64, "C_out": 2, "size": (66, 65), "kernel": 1},
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", [None, "relu", "gate"])
+@pytest.mark.parametrize("name", RECTIFIED)
+def test_rectified_input_matches_reference(device, name, activation, dtype) -> None:
+    check_case(Case(activation, rectify=True, **RECTIFIED[name]), dtype, device)
+
+
+def test_rectified_input_on_every_simd_level(simd_level) -> None:
+    for name in RECTIFIED:
+        check_case(Case("relu", rectify=True, **RECTIFIED[name]))
+
+
+@pytest.mark.parametrize("activation", [None, "elu"])
+def test_rectified_input_derivatives(activation) -> None:
+    case = Case(activation, rectify=True, size=(3, 4), C_in=2, C_out=2)
+    inputs = case.inputs(torch.float64)
+    with torch.no_grad():  # away from the kink
+        inputs["x"] += 0.2 * inputs["x"].sign()
+    leaves = given(inputs)
+
+    def function(*tensors: torch.Tensor) -> torch.Tensor:
+        names = [name for name, tensor in inputs.items() if tensor is not None]
+        return case.ours(inputs | dict(zip(names, tensors, strict=True)))
+
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
+
+
+def test_rectified_nan_stays(device) -> None:
+    case = Case(None, rectify=True, kernel=1, C_in=2)
+    inputs = case.inputs(device=device)
+    with torch.no_grad():
+        inputs["x"][0, 1, 2, 3] = float("nan")
+    out = case.ours(inputs)
+    assert bool(out[0, :, 2, 3].isnan().all())
+    assert int(out.isnan().sum()) == case.C_out
