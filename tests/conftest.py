@@ -1,6 +1,7 @@
 """Shared by every test: which device Triton kernels run on, and a fixed seed."""
 
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch has newer names for these
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.deterministic = True
+
+
+def pytest_configure() -> None:
+    # Whoever starts tests in the background may leave Ctrl-C ignored, for child processes too.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ def main() -> int:
     """Run the steps; 0 when all of them were good."""
     options = _options()
     start = time.monotonic()
+    # Steps are ended by Ctrl-C, which a start in the background leaves ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PATH"] = search_path()
     os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / _SCRATCH / "hypothesis")
     if options.commit:
