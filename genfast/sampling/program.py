@@ -192,7 +192,37 @@ class Lookup:
     weight: Tensor
 
 
-Instruction = Gemm | Pointwise | Reduce | Lookup
+@dataclass(frozen=True)
+class Attend:
+    """Attention: every position of a grid weighed by how well its key answers a query.
+
+    The keys, joined, are seen as [heads, depth], the values as [heads, width], both at each
+    position q of a height x width grid of `seen` positions (reads count from q, not from the
+    reader). The queries [heads, depth] and the bias [heads or 1, seen] are read at the reader's own
+    position. With
+
+        score[h, q] = scale * sum_d queries[h, d] * keys(q)[h, d] + bias[h, q]
+        weight[h, :] = softmax(score[h, :])
+
+    features first .. first + heads * width - 1 of buffer `out` are sum_q weight[h, q] *
+    values(q)[h, w]. Positions whose bias is -inf are not seen: nothing is read there, and their
+    weight is zero. A head that sees nothing gives zeros.
+    """
+
+    out: int
+    first: int
+    when: When
+    queries: tuple[Read, ...]
+    keys: tuple[Read, ...]
+    values: tuple[Read, ...]
+    bias: Read
+    heads: int
+    height: int
+    width: int
+    scale: float
+
+
+Instruction = Gemm | Pointwise | Reduce | Lookup | Attend
 
 
 @dataclass(frozen=True)
