@@ -269,6 +269,17 @@ def _arithmetic(model: nn.Module, output: Tensor) -> tuple[torch.dtype, torch.de
 
 
 @contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """Attention modules call their parts, which have rules, instead of one op that is the whole."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def _undisturbed(x: Tensor) -> Iterator[None]:
     """Compiled parts of the model run as written, and global random states stay as they are."""
     with ExitStack() as stack:
@@ -276,6 +287,7 @@ def _undisturbed(x: Tensor) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng([x.device] if x.is_cuda else []))
+        stack.enter_context(_without_fast_path())
         dynamo = "torch._dynamo" in sys.modules  # nothing can be compiled if it never was imported
         stack.enter_context(torch.compiler.set_stance("force_eager") if dynamo else nullcontext())
         yield

@@ -231,13 +231,13 @@ def _receptive_field(graph: Graph, found: Dependence) -> tuple[int, int, int]:
     start[row, column] = True
     for edges in output_edges(graph, found):
         for edge in edges:
-            scatter(edge, start, needed[edge.origin][edge.klass], np.maximum.at)
+            scatter(edge, start, needed[edge.origin][edge.klass], np.maximum)
     for value in reversed(graph.values):
         for klass, edges in enumerate(found[value].edges):
             if needed[value][klass].any():
                 for edge in edges:
                     reader = needed[value][klass]
-                    scatter(edge, reader, needed[edge.origin][edge.klass], np.maximum.at)
+                    scatter(edge, reader, needed[edge.origin][edge.klass], np.maximum)
         marks = np.array([each[0, 0] for each in needed[value]])
         for link in found[value].links:
             for number in np.flatnonzero(link.live[marks].any(axis=0)).tolist():

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from genfast.sampling.sight import Sight
 from genfast.sampling.values import (
+    Attend,
     Conv,
     Flatten,
     Graph,
@@ -39,7 +41,8 @@ class Edge:
 
     Reader's position (i, j) with (i % up, j % up) == phase reads (i // up * down + dy,
     j // up * down + dx) where that lies in rows top .. bottom - 1, columns left .. right - 1.
-    `moved` names the operation that shifted what is read, if one did.
+    `moved` names the operation that shifted what is read, if one did. With a `sight`, a reader
+    reads all positions that this says it sees, and the offsets are those of a plain read.
     """
 
     origin: Value
@@ -54,6 +57,7 @@ class Edge:
     down: int = 1
     phase: tuple[int, int] = (0, 0)
     moved: str = ""
+    sight: Sight | None = None
 
     def rows(self, height: int) -> npt.NDArray[np.int64]:
         """Return for each reader's row the row it reads, -1 for none."""
@@ -170,20 +174,25 @@ def _by_pattern(
 
 
 def gather(edge: Edge, source: Map, like: Map, missing: int) -> Map:
-    """Return what the positions of a reader (a map like this) see of a source's map."""
+    """Return what the positions of a reader (a map like this) see of a source's map, the latest."""
+    if edge.sight is not None:
+        return edge.sight.latest(source.ravel(), missing).reshape(like.shape)
     rows, columns = edge.rows(like.shape[0]), edge.columns(like.shape[1])
     seen: Map = source[np.ix_(rows, columns)]
     return np.where((rows >= 0)[:, None] & (columns >= 0)[None, :], seen, missing)
 
 
-def scatter(edge: Edge, reader: AnyMap, target: AnyMap, combine: Callable[..., None]) -> None:
+def scatter(edge: Edge, reader: AnyMap, target: AnyMap, combine: np.ufunc) -> None:
     """Combine a reader's map into the positions of its source's map `target`, in place.
 
-    `combine` is a ufunc's `at`: np.minimum.at or np.maximum.at.
+    `combine` is np.minimum or np.maximum.
     """
+    if edge.sight is not None:
+        edge.sight.combine(reader.ravel(), target.reshape(-1), combine)
+        return
     rows, columns = edge.rows(reader.shape[0]), edge.columns(reader.shape[1])
     i, j = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
-    combine(target, np.ix_(rows[i], columns[j]), reader[np.ix_(i, j)])
+    combine.at(target, np.ix_(rows[i], columns[j]), reader[np.ix_(i, j)])
 
 
 def output_edges(graph: Graph, found: Dependence) -> list[list[Edge]]:
@@ -272,6 +281,11 @@ def _live(value: Value, found: Dependence) -> tuple[npt.NDArray[np.bool_], list[
                         add(conv_edge(body, source, klass, index), live)
         return _stack(columns, value.features), pool
 
+    if isinstance(body, Attend):
+        for edge, live in _attended(value, body, found):
+            add(edge, live)
+        return _stack(columns, value.features), pool
+
     for first, source, read in _operands(body):
         for klass, chosen in _by_class(source, found):
             live = np.zeros(value.features, dtype=bool)
@@ -292,6 +306,29 @@ def _operands(
         width = body.weight.shape[1]
         for first, source in spread(body.indices):
             yield first, source, lambda f: (f[:, None] * width + np.arange(width)).ravel()
+
+
+def _attended(
+    value: Value, body: Attend, found: Dependence
+) -> Iterator[tuple[Edge, npt.NDArray[np.bool_]]]:
+    """Yield what features of an attention depend on: all of a head on its queries and keys."""
+    depth = sum(source.count for source in body.keys) // body.heads
+    head = np.arange(value.features) // (value.features // body.heads)
+    for first, source in spread(body.queries):
+        for klass, chosen in _by_class(source, found):
+            yield _edge(source, klass), np.isin(head, (first + chosen) // depth)
+    for number, sight in enumerate(body.sights):
+        sees = body.sight_of == number
+        for first, source in spread(body.keys):
+            for klass, chosen in _by_class(source, found):
+                heads = (first + chosen) // depth
+                edge = replace(_edge(source, klass), sight=sight)
+                yield edge, np.isin(head, heads[sees[heads]])
+        for first, source in spread(body.values):
+            for klass, chosen in _by_class(source, found):
+                live = np.zeros(value.features, dtype=bool)
+                live[first + chosen] = sees[head[first + chosen]]
+                yield replace(_edge(source, klass), sight=sight), live
 
 
 def _elementwise(
@@ -461,4 +498,5 @@ def _merge(of: npt.NDArray[np.int64], edges: list[list[Edge]], ready: list[Map])
 
 def _identity(edge: Edge) -> tuple[object, ...]:
     bounds = (edge.top, edge.bottom, edge.left, edge.right)
-    return (id(edge.origin), edge.klass, edge.dy, edge.dx, bounds, edge.up, edge.down, edge.phase)
+    scale = (edge.up, edge.down, edge.phase)
+    return (id(edge.origin), edge.klass, edge.dy, edge.dx, bounds, scale, id(edge.sight))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from genfast.sampling.program import (
+    Attend,
     Gemm,
     Instruction,
     Lookup,
@@ -60,7 +61,7 @@ def weight_bytes(program: Program) -> int:
 
 
 def total_flop(program: Program) -> int:
-    """Return the floating-point operations of one image; those of Gemm only."""
+    """Return the floating-point operations of one image; those of products only."""
     return sum(_flop(program, i) for i in program.instructions)
 
 
@@ -107,6 +108,8 @@ def _what(instruction: Instruction) -> str:
         return f"pointwise {steps}"
     if isinstance(instruction, Reduce):
         return f"{instruction.op} of {instruction.size}"
+    if isinstance(instruction, Attend):
+        return f"attention of {instruction.heads} heads to {instruction.height * instruction.width}"
     return f"lookup in {instruction.weight.shape[0]} rows"
 
 
@@ -115,6 +118,8 @@ def _width(instruction: Instruction) -> int:
         return instruction.count
     if isinstance(instruction, Reduce):
         return instruction.outer * instruction.inner
+    if isinstance(instruction, Attend):
+        return sum(read.count for read in instruction.values)
     return int(instruction.weight.shape[1])
 
 
@@ -126,7 +131,9 @@ def _weights(instruction: Instruction) -> int:
 
 
 def _flop(program: Program, instruction: Instruction) -> int:
-    """Return the operations of one image: those of Gemm."""
+    """Return the operations of one image: those of products."""
+    if isinstance(instruction, Attend):
+        return _attend_flop(program, instruction)
     if not isinstance(instruction, Gemm):
         return 0
     when, up = instruction.when, instruction.up
@@ -146,6 +153,21 @@ def _flop(program: Program, instruction: Instruction) -> int:
         )
         for tap in instruction.taps
     )  # fmt: skip
+
+
+def _attend_flop(program: Program, instruction: Attend) -> int:
+    """Return the operations of an attention, for the positions that are seen."""
+    bias = program.tables[instruction.bias.source].data
+    assert bias is not None
+    read = instruction.bias
+    seen = int((bias[..., read.start : read.start + read.count] > -torch.inf).sum())
+    pairs = seen * instruction.heads * instruction.height * instruction.width // read.count
+    return (
+        2
+        * pairs
+        * (_width(instruction) + sum(each.count for each in instruction.keys))
+        // instruction.heads
+    )
 
 
 def _times(program: Program, when: When) -> int:

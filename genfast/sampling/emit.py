@@ -22,6 +22,7 @@ from genfast.sampling.dependence import (
     is_dense,
     spread,
 )
+from genfast.sampling.emit_attend import emit_attend
 from genfast.sampling.emit_flat import (
     dense_into_grid,
     emit_dense,
@@ -228,6 +229,8 @@ class Emitter:
                     found += self._reduce(value, body, group)
                 elif isinstance(body, v.Lookup):
                     found += self._lookup(value, body, group)
+                elif isinstance(body, v.Attend):
+                    found += emit_attend(self, value, body, group)
         return in_order_of_time(found)
 
     def slots(self, value: v.Value, features: Indices) -> int:

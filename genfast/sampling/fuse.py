@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from genfast.sampling.dependence import features_of, spread
 from genfast.sampling.program import Read, Step, When
-from genfast.sampling.values import Graph, Pointwise, Source, Sources, Value
+from genfast.sampling.values import Attend, Graph, Pointwise, Source, Sources, Value
 
 Indices = npt.NDArray[np.int64]
 # Where a feature of a source is stored: (buffer or table number, is a table, its slots).
@@ -109,6 +109,8 @@ def operands_of(value: Value) -> list[Sources]:
     body = value.body
     if isinstance(body, Pointwise):
         return [operand for operand in body.operands if not isinstance(operand, int | float)]
+    if isinstance(body, Attend):
+        return [body.queries, body.keys, body.values]
     for name in ("inputs", "indices"):
         if hasattr(body, name):
             return [getattr(body, name)]

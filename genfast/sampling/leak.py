@@ -19,7 +19,7 @@ from genfast.sampling.dependence import (
     single,
     unique,
 )
-from genfast.sampling.values import Conv, Graph, Input, Value
+from genfast.sampling.values import Attend, Conv, Graph, Input, Value
 
 # Parameters of one draw: the first colour drawn, how many, and which output features they are.
 Draws = Sequence[tuple[int, int, Sequence[int]]]
@@ -48,20 +48,16 @@ class Leak:
 
 @dataclass(frozen=True, eq=False)
 class _Hop:
-    """A step of a path from an input to an output: position `at` of `reader` reads by `edge`."""
+    """A step of a path from an input to an output: position `at` of `reader` reads by `edge`.
+
+    An attention reads many positions: then `reads` is the latest of them.
+    """
 
     reader: Value | None  # None: the output itself
     klass: int
     at: tuple[int, int]
     edge: Edge
-
-    @property
-    def reads(self) -> tuple[int, int]:
-        """The position read."""
-        return (
-            self.at[0] // self.edge.up * self.edge.down + self.edge.dy,
-            self.at[1] // self.edge.up * self.edge.down + self.edge.dx,
-        )
+    reads: tuple[int, int]  # the position read
 
 
 @dataclass(eq=False)
@@ -106,6 +102,8 @@ def explain(
     width = graph.input.width
     scale = (hop.edge.up, hop.edge.down)
     tap = (hop.edge.dy, hop.edge.dx)
+    if hop.edge.sight is not None:
+        tap = (hop.reads[0] - hop.at[0], hop.reads[1] - hop.at[1])
     where = "the model's output" if hop.reader is None else hop.reader.where or _NAMELESS
     reads = hop.edge.origin.where or _NAMELESS
     if scale != (1, 1):
@@ -125,9 +123,13 @@ def _path(
     reader: Value | None = None
     klass, path = 0, []
     while True:
+        hops = [
+            _Hop(reader, klass, at, edge, place)
+            for edge in options
+            if (place := _place_read(reader, edge, at, found)) is not None
+        ]
         hop = max(
-            (_Hop(reader, klass, at, edge) for edge in options if _reaches(edge, at)),
-            key=lambda hop: int(found[hop.edge.origin].ready[hop.edge.klass][hop.reads]),
+            hops, key=lambda each: int(found[each.edge.origin].ready[each.edge.klass][each.reads])
         )
         path.append(hop)
         reader, klass, at = hop.edge.origin, hop.edge.klass, hop.reads
@@ -136,9 +138,17 @@ def _path(
         options = found[reader].edges_of(klass)
 
 
-def _reaches(edge: Edge, at: tuple[int, int]) -> bool:
-    rows, columns = edge.rows(at[0] + 1), edge.columns(at[1] + 1)
-    return bool(rows[at[0]] >= 0 and columns[at[1]] >= 0)
+def _place_read(
+    reader: Value | None, edge: Edge, at: tuple[int, int], found: Dependence
+) -> tuple[int, int] | None:
+    """Return the position that a position of a reader sees, the latest of several; None: none."""
+    if edge.sight is not None:
+        assert reader is not None
+        times = found[edge.origin].ready[edge.klass]
+        place = edge.sight.newest(at[0] * reader.width + at[1], times.ravel())
+        return divmod(place, times.shape[1]) if place >= 0 else None
+    row, column = edge.rows(at[0] + 1)[at[0]], edge.columns(at[1] + 1)[at[1]]
+    return (int(row), int(column)) if row >= 0 and column >= 0 else None
 
 
 def _steps_ahead(graph: Graph, hop: _Hop, offset: int) -> int:
@@ -172,7 +182,7 @@ def _culprit(
     """
     limits = _limits(graph, found, draws, due)
     # Pointwise operations keep what they are given: a layer with weights, or a shift, is to blame.
-    path = [hop for hop in path if hop.edge.moved or _is_conv(hop)] or path
+    path = [hop for hop in path if hop.edge.moved or _joins_positions(hop)] or path
     best, best_score = path[-1], (False, -1, False, 0)
     for hop in path:
         cut = _violating(hop, found, limits)
@@ -185,8 +195,8 @@ def _culprit(
     return best
 
 
-def _is_conv(hop: _Hop) -> bool:
-    return hop.reader is not None and isinstance(hop.reader.body, Conv)
+def _joins_positions(hop: _Hop) -> bool:
+    return hop.reader is not None and isinstance(hop.reader.body, Conv | Attend)
 
 
 def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> _Cut:
@@ -248,11 +258,11 @@ def _limits(
     }
     for (_, _, features), times in zip(draws, due, strict=True):
         for edge in unique(outputs, features):
-            scatter(edge, times, limit[edge.origin, edge.klass], np.minimum.at)
+            scatter(edge, times, limit[edge.origin, edge.klass], np.minimum)
     for value in reversed(graph.values):
         for klass, group in enumerate(found[value].edges):
             for edge in group:
-                scatter(edge, limit[value, klass], limit[edge.origin, edge.klass], np.minimum.at)
+                scatter(edge, limit[value, klass], limit[edge.origin, edge.klass], np.minimum)
         for link in found[value].links:
             own = single(limit[value, klass] for klass in range(len(link.live)))
             for klass, time in enumerate(link.earliest(own)):

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from genfast.errors import UnsupportedModelError
 from genfast.sampling.capture import Captured
@@ -58,7 +58,10 @@ from genfast.sampling.recording import (
     first_random,
     signals_before,
 )
+from genfast.sampling.run import Run
+from genfast.sampling.scores import Scores
 from genfast.sampling.values import (
+    Attend,
     Condition,
     Constant,
     Conv,
@@ -84,21 +87,27 @@ _RULE_MODULES = (
     "movement",
     "joining",
     "convolutions",
+    "attention",
+    "raster",
     "features",
     "resampling",
 )
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}  # right operands that do nothing
-RULES: dict[OpOverload | OpOverloadPacket, Callable[..., Any]] = {}
+Rules = dict[OpOverload | OpOverloadPacket, Callable[..., Any]]
+RULES: dict[type, Rules] = {Signal: {}, Scores: {}, Run: {}}
 
 
-def rule(*ops: OpOverload | OpOverloadPacket) -> Callable[[Rule], Rule]:
-    """Register the decorated function as the rule of ops (all overloads, if given a packet)."""
+def rule(*ops: OpOverload | OpOverloadPacket, of: type = Signal) -> Callable[[Rule], Rule]:
+    """Register the decorated function as the rule of ops (all overloads, if given a packet).
+
+    `of`: what some argument is: a `Signal`, or one of those that stand for what no grid can hold.
+    """
 
     def register(function: Rule) -> Rule:
         for op in ops:
-            if op in RULES:
+            if op in RULES[of]:
                 raise ValueError(f"rule: expected one rule per op, got a second for {op}")
-            RULES[op] = function
+            RULES[of][op] = function
         return function
 
     return register
@@ -149,7 +158,8 @@ class Lowering:
                 self._results[node.call] = self._apply(node.call)
         self.node = self.captured.output
         output = self.resolve(self.captured.output)
-        assert isinstance(output, Signal)
+        if not isinstance(output, Signal):
+            self.refuse("the model's output pairs positions with one another")
         if is_flat(self, output):
             output = flat_output(self, output)
         sizes = self._output_sizes(output)
@@ -176,7 +186,7 @@ class Lowering:
 
     def emit(
         self,
-        body: Conv | Pointwise | Reduce | Lookup | Flatten | Unflatten,
+        body: Conv | Pointwise | Reduce | Lookup | Attend | Flatten | Unflatten,
         features: int,
         like: Signal,
         *,
@@ -407,17 +417,22 @@ class Lowering:
         return result
 
     def _apply(self, call: Call) -> Any:
-        found = RULES.get(call.op) or RULES.get(call.op.overloadpacket)
         arguments = tree_map(self.resolve, bind(call))
-        if found is None:
-            self.refuse(_REASONS.get(call.op.overloadpacket, "there is no rule for this op"))
-        parameters = inspect.signature(found).parameters
-        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-        given = {k: v for k, v in arguments.items() if takes_all or k in parameters}
+        kinds = {type(leaf) for leaf in tree_leaves(arguments)}
         try:
-            return found(self, **given)
+            return self.apply(next((kind for kind in _SPECIAL if kind in kinds), Signal), arguments)
         except LayoutError as error:
             self.refuse(str(error))
+
+    def apply(self, of: type, arguments: dict[str, Any]) -> Any:
+        """Call the rule of this op for arguments of a kind, with those of them that it takes."""
+        found = RULES[of].get(self.op) or RULES[of].get(self.op.overloadpacket)
+        if found is None:
+            reason = _SPECIAL.get(of) or _REASONS.get(self.op.overloadpacket)
+            self.refuse(reason or "there is no rule for this op")
+        parameters = inspect.signature(found).parameters
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        return found(self, **{k: v for k, v in arguments.items() if takes_all or k in parameters})
 
     def _input(self) -> Signal:
         shape = self.captured.input.shape
@@ -464,19 +479,16 @@ class _Spread:
     shape: list[int]
 
 
-_ATTENTION = "attention is not supported yet"
+_SPECIAL = {  # and why an op of them is refused that has no rule
+    Scores: "there is no rule for this op on the scores of an attention",
+    Run: "it takes some of the pixels in raster order; only those of a shifted image are supported",
+}
+_FUSED = "this fused form of attention is not supported"
 _RECURRENT = "recurrent networks are not supported yet"
 _REASONS: dict[OpOverloadPacket, str] = {
     getattr(aten, name): reason
     for reason, names in {
-        _ATTENTION: (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-            "_native_multi_head_attention",
-            "_transformer_encoder_layer_fwd",
-        ),
+        _FUSED: ("_native_multi_head_attention", "_transformer_encoder_layer_fwd"),
         _RECURRENT: ("mkldnn_rnn_layer", "_cudnn_rnn", "_thnn_fused_lstm_cell"),
     }.items()
     for name in names
@@ -514,6 +526,8 @@ def sources_of(value: Value) -> list[Source]:
         return list(body.inputs)
     if isinstance(body, Lookup):
         return list(body.indices)
+    if isinstance(body, Attend):
+        return [*body.queries, *body.keys, *body.values]
     if isinstance(body, Pointwise):
         return [each for operand in body.operands if isinstance(operand, tuple) for each in operand]
     return []

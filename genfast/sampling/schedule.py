@@ -141,13 +141,13 @@ def _needed(graph: Graph, found: Dependence, due: list[tuple[Edge, Map]]) -> Nee
         for klass in range(len(found[value].edges))
     }
     for edge, tick in due:
-        scatter(edge, tick < NEVER, needed[edge.origin, edge.klass], np.maximum.at)
+        scatter(edge, tick < NEVER, needed[edge.origin, edge.klass], np.maximum)
     for value in reversed(graph.values):
         for klass, edges in enumerate(found[value].edges):
             reader = needed[value, klass]
             if reader.any():
                 for edge in edges:
-                    scatter(edge, reader, needed[edge.origin, edge.klass], np.maximum.at)
+                    scatter(edge, reader, needed[edge.origin, edge.klass], np.maximum)
         for link in found[value].links:
             readers = [needed[value, klass][0, 0] for klass in range(len(link.live))]
             for number in np.flatnonzero(link.live[readers].any(axis=0)).tolist():
@@ -289,7 +289,7 @@ def _choose(
     """
     deadline = {unit: np.full(marks.shape, NEVER) for unit, marks in needed.items()}
     for edge, tick in due:
-        scatter(edge, tick, deadline[edge.origin, edge.klass], np.minimum.at)
+        scatter(edge, tick, deadline[edge.origin, edge.klass], np.minimum)
     schedule: Schedule = {}
     for value in reversed(graph.values):
         at = np.full(len(found[value].ready), NEVER)
@@ -310,7 +310,7 @@ def _choose(
             for edge in edges:
                 limit = deadline.get((edge.origin, edge.klass))
                 if limit is not None:
-                    scatter(edge, reader, limit, np.minimum.at)
+                    scatter(edge, reader, limit, np.minimum)
         for link in found[value].links:
             for klass, time in enumerate(link.earliest(at)):
                 limit = deadline.get((link.origin, klass))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from genfast.sampling.dependence import Edge, Map
+from genfast.sampling.dependence import Edge, Map, scatter
 from genfast.sampling.program import When
 from genfast.sampling.schedule import Clock
 
@@ -42,6 +42,12 @@ def ring(clock: Clock, written: When, readings: list[Reading], never: int) -> tu
 
 def _positions(reading: Reading, never: int) -> tuple[npt.NDArray[np.int64], Map, Map]:
     """Return the ticks of a reader's readings, and the rows and columns read."""
+    edge, ticks = reading.edge, reading.ticks
+    if edge.sight is not None:  # the latest reading of a position counts
+        latest = np.full((edge.origin.height, edge.origin.width), -1, dtype=np.int64)
+        scatter(edge, np.where(ticks < never, ticks, -1), latest, np.maximum)
+        p, q = np.nonzero(latest >= 0)
+        return latest[p, q], p, q
     rows = reading.edge.rows(reading.ticks.shape[0])
     columns = reading.edge.columns(reading.ticks.shape[1])
     valid = (rows >= 0)[:, None] & (columns >= 0)[None, :] & (reading.ticks < never)

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from genfast.errors import UnsupportedModelError
 from genfast.ops._masked_conv2d_epilogue import composed as masked_conv2d_in_parts
 from genfast.ops.causal_conv1d import composed as causal_conv1d_in_parts
+from genfast.sampling.attention_parts import FUSED, parts_of_fused
 from genfast.sampling.origin import is_assertion, name_modules, user_line
 from genfast.sampling.recording import (
     KINDS,
@@ -399,8 +400,6 @@ _RECURRENT = "recurrent networks are not supported yet"
 _SPECIAL = {
     "one_hot": "",  # reads the range of its indices into Python, to check it
     **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), _LEAVES),
-    "scaled_dot_product_attention": "attention is not supported yet",
-    "multi_head_attention_forward": "attention is not supported yet",
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _RECURRENT),
 }
@@ -409,6 +408,8 @@ _SPECIAL = {
 @cache
 def _parts_of(func: OpOverload) -> Callable[..., Any] | None:
     """What an op is made of, where that is recorded instead of the op."""
+    if func._name in FUSED:
+        return parts_of_fused(func)
     match func._name:
         case "genfast::causal_conv1d":
             return causal_conv1d_in_parts
@@ -451,9 +452,9 @@ def _written(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _trains(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """False for an op that is told not to train; then a dropout, say, is not random."""
+    """False for an op that is told not to train, or to drop nothing; then it is not random."""
     for place, argument in enumerate(func._schema.arguments):
-        if argument.name in ("train", "training"):
+        if argument.name in ("train", "training", "dropout_p"):
             default = kwargs.get(argument.name, argument.default_value)
             return bool(args[place] if place < len(args) else default)
     return True

@@ -8,7 +8,11 @@ and is a change of which `Source` is read, not a value.
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
+
+from genfast.sampling.sight import Sight
 
 
 @dataclass(eq=False)
@@ -21,7 +25,7 @@ class Value:
     features: int
     height: int
     width: int
-    body: "Input | Conv | Pointwise | Reduce | Lookup | Flatten | Unflatten"
+    body: "Input | Conv | Pointwise | Reduce | Lookup | Attend | Flatten | Unflatten"
     row_scale: int = 1
     column_scale: int = 1
     where: str = ""
@@ -137,6 +141,25 @@ class Lookup:
 
     indices: Sources
     weight: Tensor
+
+
+@dataclass(eq=False)
+class Attend:
+    """Softmax attention of every position to those of a grid of the same size: `program.Attend`.
+
+    Keys [heads, depth] and values [heads, width] are read at the positions that are seen, queries
+    [heads, depth] at the reader's own. `bias` [height, width, heads or 1, positions] is added to
+    the scores, -inf where a position is not seen. Head h sees what `sights[sight_of[h]]` says.
+    """
+
+    queries: Sources
+    keys: Sources
+    values: Sources
+    bias: Tensor
+    heads: int
+    scale: float
+    sights: tuple[Sight, ...]
+    sight_of: npt.NDArray[np.int64]
 
 
 @dataclass(eq=False)

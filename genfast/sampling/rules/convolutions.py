@@ -23,6 +23,8 @@ from genfast.sampling.layout import (
     only_axis,
 )
 from genfast.sampling.lower import Lowering, Operand, named, rule
+from genfast.sampling.rules.attention import add_scaled, paired
+from genfast.sampling.scores import Scores
 from genfast.sampling.values import Conv, ConvTap
 
 aten = torch.ops.aten
@@ -313,14 +315,16 @@ def dense(
 
 
 @rule(aten.mm, aten.bmm)
-def mm(low: Lowering, self: Operand, mat2: Operand) -> Signal:
+def mm(low: Lowering, self: Operand, mat2: Operand) -> Signal | Scores:
     return _product(low, self, mat2)
 
 
-def _product(low: Lowering, left: Operand, right: Operand, bias: Tensor | None = None) -> Signal:
+def _product(
+    low: Lowering, left: Operand, right: Operand, bias: Tensor | None = None
+) -> Signal | Scores:
     """The product of [.., A, K] and [.., K, B], one of which is constant."""
     if isinstance(left, Signal) and isinstance(right, Signal):
-        low.refuse("it multiplies two tensors that depend on the input: attention is not supported")
+        return paired(low, left, right)
     if isinstance(left, Signal) and isinstance(right, Tensor):
         return dense(low, left, len(left.dims) - 1, _one_matrix(low, left, right), bias)
     if isinstance(right, Signal) and isinstance(left, Tensor):
@@ -338,7 +342,7 @@ def _one_matrix(low: Lowering, x: Signal, weight: Tensor) -> Tensor:
 
 
 @rule(aten.addmm, aten.baddbmm)
-def addmm(low: Lowering, self: Operand, beta: float, alpha: float, **given: Any) -> Signal:
+def addmm(low: Lowering, self: Operand, beta: float, alpha: float, **given: Any) -> Signal | Scores:
     names = ("mat1", "mat2") if "mat1" in given else ("batch1", "batch2")
     left, right = (given[name] for name in names)
     plain = isinstance(self, Tensor) and self.dim() == 1 and isinstance(left, Signal)
@@ -346,6 +350,9 @@ def addmm(low: Lowering, self: Operand, beta: float, alpha: float, **given: Any)
         assert isinstance(self, Tensor)
         bias = self if self.numel() == right.shape[-1] else self.expand(right.shape[-1])
         return _product(low, left, right, bias)
-    scaled = low.pointwise("mul", _product(low, left, right), alpha)
+    multiplied = _product(low, left, right)
+    if isinstance(multiplied, Scores):
+        return add_scaled(low, multiplied, self, beta, alpha)
+    scaled = low.pointwise("mul", multiplied, alpha)
     result, offset = low.broadcast(scaled, self)
     return low.pointwise("add", result, low.pointwise("mul", offset, beta))

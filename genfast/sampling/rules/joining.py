@@ -12,6 +12,7 @@ from genfast.sampling.layout import Signal, features_dim, is_features, only_axis
 from genfast.sampling.lower import Lowering, Operand, named, rule
 from genfast.sampling.recording import Node
 from genfast.sampling.rules.movement import unsqueeze
+from genfast.sampling.rules.raster import join_run, padded
 from genfast.sampling.rules.rearrange import (
     aligned,
     choose,
@@ -21,12 +22,15 @@ from genfast.sampling.rules.rearrange import (
     take_range,
     window,
 )
+from genfast.sampling.run import Run, in_raster_order, whole
 
 aten = torch.ops.aten
 
 
 @rule(aten.constant_pad_nd)
-def constant_pad_nd(low: Lowering, self: Signal, pad: Sequence[int], value: float) -> Signal:
+def constant_pad_nd(low: Lowering, self: Signal, pad: Sequence[int], value: float) -> Signal | Run:
+    if any(in_raster_order(self, len(self.dims) - 1 - k // 2) and n for k, n in enumerate(pad)):
+        return padded(low, self, pad, value)
     self = image_of(low, self)
     for number in range(len(pad) // 2):
         before, after = pad[2 * number : 2 * number + 2]
@@ -58,10 +62,15 @@ def _filler(low: Lowering, x: Signal, axis: int, count: int, value: float) -> Si
 
 
 @rule(aten.cat)
-def cat(low: Lowering, tensors: Sequence[Operand], dim: int) -> Signal:
+def cat(low: Lowering, tensors: Sequence[Operand], dim: int) -> Signal | Run:
     parts = [each for each in tensors if not isinstance(each, Tensor) or each.numel()]
     like = next(each for each in parts if isinstance(each, Signal))
-    return join(low, parts, like.axis(dim))
+    axis = like.axis(dim)
+    # Pixels that are features of the last axis go on to a dense layer over all of them.
+    if in_raster_order(like, axis) and axis < len(like.dims) - 1:
+        runs = [whole(each, axis) if isinstance(each, Signal) else each for each in parts]
+        return join_run(low, runs, axis)
+    return join(low, parts, axis)
 
 
 @rule(aten.stack)

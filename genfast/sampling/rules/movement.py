@@ -10,7 +10,9 @@ from torch import Tensor
 
 from genfast.sampling.layout import Dims, Signal, dim_size, feature_size, features_dim, is_features
 from genfast.sampling.lower import Lowering, Operand, named, rule
+from genfast.sampling.rules.raster import part
 from genfast.sampling.rules.rearrange import choose, gather_axis, grown_dims, join, take_range
+from genfast.sampling.run import Run, in_raster_order, whole
 
 aten = torch.ops.aten
 
@@ -73,9 +75,11 @@ def repeat(low: Lowering, self: Signal, repeats: Sequence[int]) -> Signal:
 
 
 @rule(aten.slice.Tensor)
-def slice_(low: Lowering, self: Signal, dim: int, start: Any, end: Any, step: int) -> Signal:
+def slice_(low: Lowering, self: Signal, dim: int, start: Any, end: Any, step: int) -> Signal | Run:
     axis = self.axis(dim)
     first, last, step = slice(start, end, step).indices(self.shape[axis])
+    if in_raster_order(self, axis) and step == 1:
+        return part(low, whole(self, axis), first, max(first, last))
     return take_range(low, self, axis, first, max(first, last), step)
 
 
