@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.program import (
+    Attend,
     Buffer,
     Gemm,
     Instruction,
@@ -169,6 +170,9 @@ class Kernel:
         elif isinstance(instruction, Reduce):
             reads, self.compute = instruction.reads, self._reduce
             self.count = instruction.outer * instruction.inner
+        elif isinstance(instruction, Attend):
+            self._take_attend(instruction)
+            return
         else:
             reads, self.compute = (instruction.read,), self._lookup
             self._weight = instruction.weight.to(device, dtype)
@@ -253,6 +257,47 @@ class Kernel:
         split = torch.unflatten(joined, 2, (body.outer, body.size, body.inner))
         reduced = split.sum(dim=3) if body.op == "sum" else split.amax(dim=3)
         return reduced.flatten(2)
+
+    def _take_attend(self, body: Attend) -> None:
+        # With down == 0 a read's offset is the position read, whatever the reader's.
+        places = [
+            [
+                (Tap(replace(each, dy=each.dy + i, dx=each.dx + j), torch.empty(0)), 1, 0)
+                for i in range(body.height)
+                for j in range(body.width)
+            ]
+            for each in (*body.keys, *body.values)
+        ]
+        self.taps = [_plain(read) for read in (*body.queries, body.bias)]
+        self.taps += [tap for each in places for tap in each]
+        self.count, self.compute = sum(read.count for read in body.values), self._attend
+
+    def _attend(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
+        body = self.instruction
+        assert isinstance(body, Attend)
+        first, heads = len(body.queries) + 1, body.heads
+        *queries, bias = self._reads(buffers, tables, slots, range(first))
+        seen = body.height * body.width
+
+        def everywhere(reads: Sequence[Read], first: int) -> Tensor:
+            """Numbers [n, S, heads, positions, depth] of joined reads at all positions."""
+            parts = []
+            for number, read in enumerate(reads):
+                start = first + number * seen
+                storage = (tables if read.table else buffers)[read.source]
+                parts.append(gather(storage, slots[:, start : start + seen], read))
+            return torch.unflatten(torch.cat(parts, dim=3), 3, (heads, -1)).transpose(2, 3)
+
+        query = torch.unflatten(torch.cat(queries, dim=2), 2, (heads, -1))
+        keys = everywhere(body.keys, first)
+        values = everywhere(body.values, first + len(body.keys) * seen)
+        bias = torch.unflatten(bias, 2, (-1, seen))
+        hidden = bias == -torch.inf
+        scores = (keys @ query[..., None])[..., 0] * body.scale + bias
+        weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+        weights = weights.masked_fill(hidden, 0)  # where nothing is seen, too
+        found = weights[:, :, :, None] @ values.masked_fill(hidden[..., None], 0)
+        return found.flatten(2)
 
     def _lookup(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
         assert isinstance(self.instruction, Lookup)

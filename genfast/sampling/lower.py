@@ -309,7 +309,12 @@ class Lowering:
         """Repeat features so that the axes are `dims`."""
         own: Dims = ((),) * (len(dims) - len(x.dims)) + x.dims
         for mine, wanted in zip(own, dims, strict=True):
-            if not same(mine, wanted) and (dim_size(mine) != 1 or not is_features(wanted)):
+            fixed = [
+                tuple(atom for atom in dim if atom.axis is not Axis.FEATURE)
+                for dim in (mine, wanted)
+            ]
+            repeats = same(*fixed) and feature_size(mine) == 1
+            if not same(mine, wanted) and not repeats:
                 self.refuse(f"it aligns {named(mine)} with {named(wanted)}")
         ids = x.ids.reshape([feature_size(dim) for dim in own])
         return x.with_ids(np.broadcast_to(ids, [feature_size(dim) for dim in dims]), dims)

@@ -10,6 +10,7 @@ from genfast.sampling.capture import Captured, capture
 from genfast.sampling.lower import lower
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.values import (
+    Attend,
     Condition,
     Constant,
     Conv,
@@ -91,12 +92,24 @@ class Interpreter:
         if isinstance(body, Lookup):
             indices = self.join(body.indices, height, width)
             return body.weight.to(self.dtype)[indices.long()].flatten(3)
+        if isinstance(body, Attend):
+            return self.attend(body, height, width)
         if isinstance(body, Flatten):
             return self.join(body.inputs, body.height, body.width).reshape(self.n, 1, 1, -1)
         if isinstance(body, Unflatten):
             return self.join(body.inputs, 1, 1).reshape(self.n, height, width, -1)
         assert isinstance(body, Conv)
         return self.convolve(body, height, width)
+
+    def attend(self, body: Attend, height: int, width: int) -> Tensor:
+        query, key, value = (
+            self.join(each, height, width).reshape(self.n, height * width, body.heads, -1)
+            for each in (body.queries, body.keys, body.values)
+        )
+        bias = body.bias.to(self.dtype).flatten(0, 1).transpose(0, 1)
+        scores = torch.einsum("npht,nqht->nhpq", query, key) * body.scale + bias
+        weights = scores.softmax(-1).nan_to_num(0)
+        return torch.einsum("nhpq,nqht->npht", weights, value).reshape(self.n, height, width, -1)
 
     def convolve(self, body: Conv, height: int, width: int) -> Tensor:
         inputs = self.join(body.inputs, body.height, body.width)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.program import (
+    Attend,
     Gemm,
     Instruction,
     Lookup,
@@ -114,9 +115,34 @@ class Interpreter:
             cube = joined.reshape(self.n, instruction.outer, instruction.size, instruction.inner)
             reduced = cube.sum(axis=2) if instruction.op == "sum" else cube.max(axis=2)
             return instruction.first, reduced.reshape(self.n, -1)
+        if isinstance(instruction, Attend):
+            return instruction.first, self._attend(instruction, i, j)
         assert isinstance(instruction, Lookup)
         index = self._at(instruction.read, i, j)[:, 0].astype(np.int64)
         return instruction.first, instruction.weight.double().numpy()[index]
+
+    def _attend(self, body: Attend, i: int, j: int) -> Array:
+        def joined(reads: tuple[Read, ...], i: int, j: int) -> Array:
+            seen = np.concatenate([self._at(read, i, j) for read in reads], axis=1)
+            return seen.reshape(self.n, body.heads, -1)
+
+        query = joined(body.queries, i, j)
+        bias = self._at(body.bias, i, j).reshape(self.n, -1, body.height * body.width)
+        width = sum(read.count for read in body.values) // body.heads
+        total: Array = np.zeros((self.n, body.heads, width))
+        for head in range(body.heads):
+            scores, values = [], []
+            own = bias[:, head if bias.shape[1] > 1 else 0]
+            for q in np.flatnonzero(own[0] > -np.inf):
+                place = divmod(int(q), body.width)
+                key = joined(body.keys, *place)[:, head]
+                scores.append((query[:, head] * key).sum(1) * body.scale + own[:, q])
+                values.append(joined(body.values, *place)[:, head])
+            if scores:
+                grown = np.exp(np.stack(scores) - np.max(scores, axis=0))
+                weights = grown / grown.sum(axis=0)
+                total[:, head] = (weights[:, :, None] * np.stack(values)).sum(axis=0)
+        return total.reshape(self.n, -1)
 
     def _at(self, read: Read, i: int, j: int) -> Array:
         seen = self.read(read, i, j)

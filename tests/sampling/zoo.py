@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import genfast
+from tests.sampling import zoo_attention as attention
 from tests.sampling import zoo_dense as dense
 from tests.sampling import zoo_masked as masked
 from tests.sampling import zoo_refused as refused
@@ -130,6 +131,49 @@ ZOO: dict[str, Entry] = {
     "wavenet without padding, Gaussian": Entry(
         wavenets.Valid, (1, 18), lambda: genfast.Gaussian(), offset=8
     ),
+    "attention, pixels behind a start token": Entry(attention.Pixels, (1, 4, 3), categorical(4)),
+    "attention, pixels behind a label": Entry(
+        lambda: attention.Pixels(labels=3),
+        (1, 3, 4),
+        categorical(4),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
+    "attention, start token and cut": Entry(
+        lambda: attention.Pixels(shift="cut"), (1, 3, 4), categorical(4)
+    ),
+    "attention, padded and cut": Entry(
+        lambda: attention.Pixels(shift="pad"), (1, 3, 5), categorical(4)
+    ),
+    "attention, decoder of tokens, fused": Entry(
+        attention.Language, (11,), categorical(6), offset=1, features_last=True
+    ),
+    "attention, decoder of tokens, in two products": Entry(
+        lambda: attention.Language(fused=False), (10,), categorical(6), offset=1, features_last=True
+    ),
+    "attention, encoder layers, norm last": Entry(
+        attention.Encoder, (9,), categorical(5), offset=1, features_last=True
+    ),
+    "attention, encoder layers, norm first": Entry(
+        lambda: attention.Encoder(norm_first=True),
+        (9,),
+        categorical(5),
+        offset=1,
+        features_last=True,
+    ),
+    "attention, sequence first": Entry(attention.SequenceFirst, (8,), categorical(4)),
+    "attention, sequence first, no weights": Entry(
+        lambda: attention.SequenceFirst(weights=False), (8,), categorical(4)
+    ),
+    "attention on a feature map, start mask": Entry(
+        attention.Grid, (1, 4, 5), categorical(4, "signed")
+    ),
+    "attention on a feature map, NaN put right": Entry(
+        lambda: attention.Grid(forgive=True), (1, 4, 5), categorical(4, "signed")
+    ),
+    "attention, rotary, grouped keys, slopes": Entry(
+        attention.Rotary, (7,), categorical(5), offset=1, features_last=True
+    ),
+    "attention, banded, transposed": Entry(attention.Banded, (1, 12), categorical(6, "unit")),
     "dense over the image, Bernoulli": Entry(dense.Dense, (1, 3, 4), lambda: genfast.Bernoulli()),
     "dense, flat outputs, label beside the input": Entry(
         dense.TiledOutputs,
@@ -143,7 +187,6 @@ ZOO: dict[str, Entry] = {
 }
 
 REFUSED: dict[str, Entry] = {
-    "attention": Entry(refused.Attention, (1, 4, 3), categorical(4), reason=r"rows \* 3 columns"),
     "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm|LSTM"),
     "looks at numbers": Entry(
         refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"

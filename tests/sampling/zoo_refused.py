@@ -1,28 +1,6 @@
 """Models that cannot be taken: what they do has no incremental rule, or depends on the numbers."""
 
-import torch
 from torch import nn
-
-
-class Attention(nn.Module):
-    """Causal self-attention over the pixels in raster order."""
-
-    def __init__(self, levels=4, width=8):
-        super().__init__()
-        self.start = nn.Parameter(torch.randn(1, 1, width))
-        self.embed = nn.Embedding(levels, width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.head = nn.Linear(width, levels)
-
-    def forward(self, x):
-        n, _, height, width = x.shape
-        h = self.embed(x.long().flatten(1))
-        h = torch.cat((self.start.expand(n, -1, -1), h[:, :-1]), dim=1)
-        query, key, value = self.qkv(h).chunk(3, dim=-1)
-        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-        later = torch.ones(height * width, height * width).triu(1).bool()
-        h = h + scores.masked_fill(later, -torch.inf).softmax(-1) @ value
-        return self.head(h).transpose(1, 2).reshape(n, -1, height, width)
 
 
 class Recurrent(nn.Module):

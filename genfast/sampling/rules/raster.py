@@ -18,9 +18,19 @@ aten = torch.ops.aten
 
 def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
     """Positions first .. last - 1 of a run."""
-    if x.added:
-        low.refuse("it takes a part of pixels in raster order that were joined with others")
-    return settled(low, replace(x, first=x.first + first, last=x.first + last))
+    added = []
+    for start, operand in x.added:
+        assert isinstance(operand, Tensor | Node)
+        a, b = max(first - start, 0), min(last - start, operand.shape[x.axis])
+        if a < b:
+            kept: Operand = operand
+            if isinstance(operand, Node):
+                kept = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
+            else:
+                kept = operand.narrow(x.axis, a, b - a)
+            added.append((start + a - first, kept))
+    cut = replace(x, first=x.first + first, last=x.first + last, added=tuple(added))
+    return settled(low, cut)
 
 
 def settled(low: Lowering, x: Run) -> Signal | Run:
