@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genfast.bench.cached_loops import CachedGatedPixelCNN, Draw, QueuedWaveNet
+from genfast.bench.transformer import CachedTransformer, ImageTransformer
 from genfast.models import (
     GatedPixelCNN,
     GatedPixelCNNConfig,
@@ -101,6 +102,10 @@ def _wavenet() -> WaveNet:
     )
 
 
+def _transformer() -> ImageTransformer:
+    return ImageTransformer(levels=256, pixels=28 * 28, width=256, heads=8, layers=6)
+
+
 def _gated_loop(model: nn.Module) -> Loop:
     assert isinstance(model, GatedPixelCNN)
     return CachedGatedPixelCNN(model).sample
@@ -110,6 +115,12 @@ def _wavenet_loop(model: nn.Module) -> Loop:
     assert isinstance(model, WaveNet)
     queued = QueuedWaveNet(model)
     return lambda n, draw: queued.sample(n, LOOP_STEPS, draw)
+
+
+def _transformer_loop(model: nn.Module) -> Loop:
+    assert isinstance(model, ImageTransformer)
+    cached = CachedTransformer(model)
+    return lambda n, draw: cached.sample(n, 28 * 28, draw)
 
 
 CASES = {
@@ -134,6 +145,11 @@ CASES = {
         "WaveNet, R 64, S 128, A 256, 20 layers, dilation to 512, one second at 16 kHz",
         (1, SECOND_OF_SOUND), _wavenet, lambda: Categorical(256), {1: None},
         loop=_wavenet_loop, loop_symbols=LOOP_STEPS, loop_least={1: 50.0},
+    ),
+    "transformer": Case(
+        "transformer, 6 layers, width 256, 8 heads, 28 x 28, 256 levels, plain PyTorch",
+        (1, 28, 28), _transformer, lambda: Categorical(256), {16: None, 1: None},
+        loop=_transformer_loop, loop_symbols=28 * 28,
     ),
 }  # fmt: skip
 

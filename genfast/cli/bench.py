@@ -13,7 +13,7 @@ from genfast.cli._help import option
 from genfast.errors import InputError
 
 WHAT = ("sampling",)
-CASE_NAMES = ("digits", "gated", "plain", "plus-plus", "wavenet")
+CASE_NAMES = ("digits", "gated", "plain", "plus-plus", "wavenet", "transformer")
 
 
 def bench(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genfast.bench.cached_loops import CachedGatedPixelCNN, QueuedWaveNet
+from genfast.bench.transformer import CachedTransformer, ImageTransformer
 from genfast.models import GatedPixelCNN, GatedPixelCNNConfig, WaveNet, WaveNetConfig
 
 
@@ -34,3 +35,11 @@ def test_queues_of_a_wavenet():
     with torch.no_grad():
         expected = model(levels)
     torch.testing.assert_close(QueuedWaveNet(model).logits(levels), expected)
+
+
+def test_keys_and_values_of_a_transformer():
+    model = widened(ImageTransformer(levels=5, pixels=12, width=8, heads=2, layers=2))
+    levels = torch.randint(0, 5, (3, 1, 3, 4))
+    with torch.no_grad():
+        expected = model(levels)
+    torch.testing.assert_close(CachedTransformer(model).logits(levels), expected)
