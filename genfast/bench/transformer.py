@@ -29,7 +29,8 @@ class Block(nn.Module):
     def finished(self, h: Tensor, seen: Tensor) -> Tensor:
         """Return the block's output, from what the attention saw [N, heads, T, depth]."""
         h = h + self.out(seen.transpose(1, 2).flatten(2))
-        return h + self.dense2(F.gelu(self.dense1(self.norm2(h))))
+        grown: Tensor = h + self.dense2(F.gelu(self.dense1(self.norm2(h))))
+        return grown
 
     def forward(self, h: Tensor) -> Tensor:
         """Return features [N, T, width], each from those up to its own position."""

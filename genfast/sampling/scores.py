@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from genfast.sampling.layout import Axis, Dim, Features, Signal, View, features_dim, is_features
+from genfast.sampling.layout import (
+    Axis,
+    Dim,
+    Features,
+    Signal,
+    View,
+    dim_size,
+    features_dim,
+    is_features,
+)
 from genfast.sampling.sight import Sight
 from genfast.sampling.values import Attend, Constant, Pointwise, Value
 
@@ -60,8 +69,8 @@ class Scores:
 def is_positions(x: Signal, dim: Dim) -> bool:
     """Whether an axis runs over all positions of the grid in raster order, and nothing else."""
     axes = [atom.axis for atom in dim if atom.size > 1]
-    whole = int(np.prod([atom.size for atom in dim])) == x.height * x.width
-    return whole and axes in ([Axis.ROW, Axis.COLUMN], [Axis.ROW], [Axis.COLUMN])
+    whole = dim_size(dim) == x.height * x.width
+    return whole and axes in ([Axis.ROW, Axis.COLUMN], [Axis.ROW], [Axis.COLUMN], [])
 
 
 def scores_of(low: "Lowering", queries: Signal, keys: Signal) -> Scores:

@@ -144,6 +144,9 @@ ZOO: dict[str, Entry] = {
     "attention, padded and cut": Entry(
         lambda: attention.Pixels(shift="pad"), (1, 3, 5), categorical(4)
     ),
+    "attention, start token among the levels": Entry(
+        lambda: attention.Pixels(levels=5, shift="token"), (1, 3, 5), categorical(5)
+    ),
     "attention, decoder of tokens, fused": Entry(
         attention.Language, (11,), categorical(6), offset=1, features_last=True
     ),

@@ -21,7 +21,10 @@ class Pixels(nn.Module):
 
     def forward(self, x, label=None):
         n, _, height, width = x.shape
-        h = self.embed(x.long().flatten(1))
+        x = x.long().flatten(1)
+        if self.shift == "token":
+            x = F.pad(x, (1, 0), value=self.embed.num_embeddings - 1)[:, :-1]
+        h = self.embed(x)
         if self.shift == "cat":
             first = self.start.expand(n, -1, -1)
             if self.label is not None:
@@ -29,7 +32,7 @@ class Pixels(nn.Module):
             h = torch.cat((first, h[:, :-1]), dim=1)
         elif self.shift == "cut":
             h = torch.cat((self.start.expand(n, -1, -1), h), dim=1)[:, :-1]
-        else:
+        elif self.shift == "pad":
             h = F.pad(h, (0, 0, 1, 0))[:, :-1]
         query, key, value = self.qkv(h).chunk(3, dim=-1)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5

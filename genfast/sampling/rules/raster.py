@@ -88,14 +88,19 @@ def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
 
 
 def padded(low: Lowering, x: Signal, pad: Sequence[int], value: float) -> Signal | Run:
-    """Pixels in raster order with zeros before or behind."""
+    """Pixels in raster order with a number before or behind."""
     axis = next(axis for axis in range(len(x.dims)) if in_raster_order(x, axis))
     at = 2 * (len(x.dims) - 1 - axis)
     before, after = pad[at : at + 2]
-    if value != 0 or any(pad[:at]) or any(pad[at + 2 :]):
-        low.refuse("it pads pixels in raster order with other numbers than zero, or other axes too")
+    if any(pad[:at]) or any(pad[at + 2 :]):
+        low.refuse("it pads pixels in raster order and other axes at once")
     run = whole(x, axis)
-    return settled(low, replace(run, first=-before, last=run.last + after))
+    added: list[tuple[int, Operand]] = []
+    for start, count in ((0, before), (before + run.last, after)):
+        if count > 0 and value != 0:
+            sizes = [count if each == axis else 1 for each in range(len(x.dims))]
+            added.append((start, torch.full(sizes, float(value), device=low.device)))
+    return settled(low, replace(run, first=-before, last=run.last + after, added=tuple(added)))
 
 
 @rule(aten.slice.Tensor, of=Run)
