@@ -220,6 +220,41 @@ def test_without_hooks_the_backward_pass_takes_no_memory(name) -> None:
     assert taken < bytes_needed / 4
 
 
+@every_op
+def test_a_penalty_on_gradients_with_all_else_frozen(op) -> None:
+    tensors = op.tensors(False)
+    for name in tensors:
+        results = []
+        for function in (op.call, op.reference):
+            given = leaves(tensors, name)
+            output = function(**given)
+            if not output.requires_grad:
+                break
+            try:
+                (g,) = torch.autograd.grad(
+                    output.sum(), given[name], create_graph=True, allow_unused=True
+                )
+            except RuntimeError:
+                break
+            results.append((g, given[name]))
+        # The reference computes outputs apart: one may lack an argument that the op knows.
+        if len(results) < 2 or results[1][0] is None or not results[1][0].requires_grad:
+            continue
+        (ours, leaf), (plain, plain_leaf) = results
+        assert ours.requires_grad, name
+        if not op.twice:
+            with pytest.raises(RuntimeError, match="expected a first derivative"):
+                ours.square().sum().backward()
+            continue
+        ours.square().sum().backward()
+        plain.square().sum().backward()
+        zeros = torch.zeros_like(leaf)
+        wanted = zeros if plain_leaf.grad is None else plain_leaf.grad
+        torch.testing.assert_close(
+            zeros if leaf.grad is None else leaf.grad, wanted, rtol=1e-4, atol=1e-4
+        )
+
+
 @pytest.fixture
 def deterministic():
     torch.use_deterministic_algorithms(True)
