@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,8 @@ from genfast.sampling.fingerprint import Fingerprint, fingerprint
 from genfast.sampling.model_call import ModelCall, first_line
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
-from genfast.sampling.recording import signals_before
 from genfast.sampling.reference import ReferenceExecutor
 from genfast.sampling.verify import tolerance, verify
-
-if TYPE_CHECKING:
-    from genfast.sampling.capture import Captured
 
 MakeExecutor = Callable[[Program], Executor]
 EXECUTORS = ("auto", "native", "reference")
@@ -82,10 +78,12 @@ def compile_model(
     from genfast.sampling.describe import describe
     from genfast.sampling.lower import lower
     from genfast.sampling.plan import plan
+    from genfast.sampling.precision import require_plain_numbers
 
     x, before = call.example(examples), fingerprint(call.model)
     captured = capture(call.model, x, examples, call.call)
     graph = lower(captured)
+    require_plain_numbers(captured, call.symbol_values())
     colours = call.grid[0]
     draws = distribution.draws(graph.output_sizes, colours)
     program = plan(graph, colours, call.encoded, draws, predicts, captured.dtype, captured.device)
@@ -130,7 +128,6 @@ def compile_model(
             captured.dtype,
         )
     except ExactnessError as error:
-        require_one_precision(captured)
         require_function(call, examples)
         if fingerprint(call.model) != before:
             # Of another thread that trains it, say; a model that does so itself was refused above.
@@ -140,21 +137,6 @@ def compile_model(
     compiled.weights = fingerprint(call.model)
     compiled.give_back(first)
     return compiled
-
-
-def require_one_precision(captured: "Captured") -> None:
-    """Refuse a recording that rounds numbers on their way to fewer digits than the plan keeps.
-
-    Raises:
-        UnsupportedModelError: it does; the message names the line.
-    """
-    digits = torch.finfo(captured.dtype).eps
-    for node in signals_before(captured.output):
-        if node.dtype.is_floating_point and torch.finfo(node.dtype).eps > digits:
-            raise UnsupportedModelError(
-                f"{node.where}: expected numbers in {captured.dtype} as the model's weights are, "
-                f"got {node.dtype}, which rounds them as no plan does"
-            )
 
 
 def require_function(call: ModelCall, examples: Mapping[str, Tensor]) -> None:

@@ -185,10 +185,46 @@ class ModelCall:
         size = (TRACED_BATCH, *self.grid)
         noise = torch.rand(size, generator=generator, dtype=torch.float64)
         dtype, device = self.placed()
-        if self.distribution is None or self.distribution.dtype is None:
+        if self.levels is None:
             return (2 * noise - 1).to(device, dtype)
-        levels = getattr(self.distribution, "levels", 2)
-        return (noise * levels).long().to(device)
+        return (noise * (self.levels or 2)).long().to(device)
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels a symbol has; None for numbers without levels."""
+        if self.distribution is None or self.distribution.dtype is None:
+            return None
+        return int(getattr(self.distribution, "levels", None) or 2)
+
+    def symbol_values(self) -> Tensor | None:
+        """All numbers that the model can see, in any order; None if they have no levels."""
+        if self.levels is None:
+            return None
+        assert self.distribution is not None
+        values = self.distribution.encode(torch.arange(self.levels)[:, None])
+        return values if not values.is_floating_point() else values.to(self.placed()[0])
+
+    def extreme_planes(self) -> list[Tensor]:
+        """Events two by two as the model sees them: what random ones may never show.
+
+        All lowest and all highest; then levels rising from one position to the next, and falling:
+        every level, where there are as many positions. The first position has the start symbol.
+        """
+        levels = self.levels
+        blank = torch.zeros(self.grid, dtype=torch.int64)
+        if self.distribution is None or levels is None:
+            dtype, device = self.placed()
+            ends = torch.stack([blank - 1, blank + 1]).to(device, dtype)
+            return [ends if self.distribution is None else self.planes(ends)]
+        place = torch.arange(blank.numel()).view(blank.shape)
+        if levels > blank.numel():
+            place = place * (levels - 1) // max(blank.numel() - 1, 1)
+        rising = place % levels
+        falling = levels - 1 - rising
+        rising[:, 0, 0] = int(self.distribution.start)
+        device = self.placed()[1]
+        pairs = ([blank, blank + levels - 1], [rising, falling])
+        return [self.planes(torch.stack(pair).to(device)) for pair in pairs]
 
     def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
