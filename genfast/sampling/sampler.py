@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
 from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
-from genfast.sampling.model_call import Forward, ModelCall
+from genfast.sampling.model_call import Forward, ModelCall, first_line
 from genfast.sampling.naive_executor import naive_compiled
 from genfast.sampling.protocol import DrawingRun, Run
 from genfast.sampling.request import (
@@ -182,10 +183,11 @@ class Sampler:
         Raises:
             InputError: an argument breaks its rule above.
             NumericsError: the model's parameters are NaN.
+            UnsupportedModelError: these symbols make it look beyond the end of a table.
         """
         n, options = require_count(n), Options(temperature, top_k, top_p)
         start, keep = self._known(n, known, known_mask)
-        with ordinary_tensors():
+        with ordinary_tensors(), _lookups("sample"):
             compiled = self._current()
             given = conditions_of(conditioning, n, compiled.device, self._examples)
             noise = self._noise(n, first, seed, generator, compiled)
@@ -425,7 +427,7 @@ class Sampler:
             rule = f"x [N, {', '.join(map(str, shape))}]"
             raise InputError(f"sampler: expected {rule}, got x={list(x.shape)}")
         self.distribution.check("sampler: x", x)
-        with ordinary_tensors():
+        with ordinary_tensors(), _lookups("sampler"):
             compiled = self._current()
             given = conditions_of(conditioning, len(x), compiled.device, self._examples)
             executor = compiled.take()
@@ -434,6 +436,17 @@ class Sampler:
             forced = run.forced(planes)
         compiled.give_back(executor)
         return compiled, forced
+
+
+@contextmanager
+def _lookups(where: str) -> Iterator[None]:
+    """Say whose fault it is if symbols lead to a row that a table of the model lacks."""
+    try:
+        yield
+    except IndexError as error:
+        raise UnsupportedModelError(
+            f"{where}: expected look-ups within the tables of the model, got {first_line(error)}"
+        ) from error
 
 
 def example_input(
