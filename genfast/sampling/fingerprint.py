@@ -43,7 +43,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         # Hooks are kept by numbers that are never given twice.
         hooks = tuple(own["_forward_hooks"]), tuple(own["_forward_pre_hooks"])
         found.append((name, type(module), hooks))
-        for group in (own["_parameters"], own["_buffers"]):
+        # A traced module holds nothing but the script module that does.
+        for group in (own.get("_parameters", {}), own.get("_buffers", {})):
             for key, tensor in group.items():
                 if tensor is not None:
                     found.append(key)
@@ -61,7 +62,9 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while pending:
         name, module = pending.pop()
         yield name, module
-        for key, child in module._modules.items():
+        traced = vars(module).get("_actual_script_module")
+        children = module._modules.items() if traced is None else [(name, traced)]
+        for key, child in children:
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 pending.append((key, child))
