@@ -12,6 +12,7 @@ from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways
+from genfast.sampling.stages import first_line
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
 Forward = Callable[..., Tensor]
@@ -143,6 +144,7 @@ class ModelCall:
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_numbers(output)
             self._require_finite(output)
             return x
         self.integers = None
@@ -152,6 +154,19 @@ class ModelCall:
             f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
             f"got {'; then '.join(lines)}"
         ) from errors[-1]
+
+    def _require_numbers(self, output: object) -> None:
+        """Refuse what cannot be parameters of symbols, whatever it was computed from."""
+        got = type(output).__name__
+        if isinstance(output, Tensor):
+            if not output.is_complex() and output.layout == torch.strided:
+                self.features(output, TRACED_BATCH)
+                return
+            got = f"{output.dtype}, {output.layout}"
+        raise UnsupportedModelError(
+            f"compile_sampler: expected a dense tensor of real numbers as the model's output, "
+            f"got {got}; forward= can make one of it"
+        )
 
     def _require_finite(self, output: Tensor) -> None:
         """Refuse weights that make the output NaN or infinite, rather than what follows from it.
@@ -235,7 +250,9 @@ class ModelCall:
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
-        if output.shape[0] == n and output.dim() > rank:
+        if output.dim() == 0:
+            ways = []
+        elif output.shape[0] == n and output.dim() > rank:
             ways = [output, output.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
         elif rank == 1 and output.shape[0] % n == 0 and output.dim() > 1:
             ways = [output.unflatten(0, (n, -1)).movedim(1, -1)]  # type: ignore[no-untyped-call]
@@ -244,7 +261,7 @@ class ModelCall:
             ways = [split.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
         exact = [way for way in ways if tuple(way.shape[-rank:]) == spatial]
         flat = []
-        if output.shape[0] == n and not exact:
+        if output.shape[:1] == (n,) and not exact:
             for before, after in output_ways(output.shape[1:], spatial):
                 split = output.reshape(n, *before, *spatial, *after)
                 first = 1 + len(before)
@@ -256,7 +273,7 @@ class ModelCall:
         if not found:
             raise UnsupportedModelError(
                 f"compile_sampler: expected an output [N, ..., {', '.join(map(str, spatial))}], "
-                f"got {list(output.shape)} for N = {n}"
+                f"got {list(output.shape)} for N = {n}; forward= can choose another tensor"
             )
         height, width = self.grid[1], -1
         return [
@@ -266,12 +283,6 @@ class ModelCall:
             )
             for way in found
         ]
-
-
-def first_line(error: Exception) -> str:
-    """The class of an error and what it says first."""
-    text = str(error).strip()
-    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
 
 
 def features_at(

@@ -1,7 +1,6 @@
 """Any causal model, sampled exactly for about the price of one forward pass."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +10,12 @@ from torch import Tensor, nn
 
 from genfast._progress import tqdm
 from genfast.errors import ExactnessError, InputError, UnsupportedModelError
-from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
+from genfast.sampling.compiled import EXECUTORS, Compiled, MakeExecutor, compile_model
 from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
-from genfast.sampling.model_call import Forward, ModelCall, first_line
-from genfast.sampling.naive_executor import naive_compiled
+from genfast.sampling.model_call import Forward, ModelCall
+from genfast.sampling.naive_executor import naive_compiled, warn_slow
 from genfast.sampling.protocol import DrawingRun, Run
 from genfast.sampling.request import (
     Options,
@@ -27,6 +26,7 @@ from genfast.sampling.request import (
     require_names,
     tensor_of,
 )
+from genfast.sampling.stages import first_line, stage
 from genfast.sampling.state import SamplerState
 from genfast.sampling.surroundings import ordinary_tensors
 
@@ -81,6 +81,12 @@ def compile_sampler(
     if fallback not in (None, "naive"):
         rule = "fallback 'naive' or None"
         raise InputError(f"compile_sampler: expected {rule}, got fallback={fallback!r}")
+    for name, value, known in (
+        ("predicts", predicts, (None, "current", "next")),
+        ("executor", executor, EXECUTORS),
+    ):
+        if not callable(value) and value not in known:
+            raise InputError(f"compile_sampler: expected {name} in {known}, got {name}={value!r}")
     if not isinstance(distribution, Distribution):
         rule = "a distribution such as genfast.Categorical(256)"
         raise InputError(f"compile_sampler: expected {rule}, got {distribution!r}")
@@ -299,12 +305,10 @@ class Sampler:
             if self._fallback is None:
                 raise
             if not self._warned:
-                warnings.warn(
-                    f"sampling with one forward pass per symbol, which is slow: {error}",
-                    stacklevel=4,
-                )
+                warn_slow(error)
                 self._warned = True
-            return naive_compiled(self._call, self.distribution, examples, self._predicts)
+            with stage("compile_sampler: expected a model that can be run symbol by symbol"):
+                return naive_compiled(self._call, self.distribution, examples, self._predicts)
 
     def _current(self) -> Compiled:
         """The compiled model, compiled again if its weights are no longer those."""

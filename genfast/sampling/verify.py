@@ -7,8 +7,9 @@ from torch import Tensor
 
 from genfast.errors import ExactnessError, GenfastError, NumericsError, UnsupportedModelError
 from genfast.sampling.distributions.distribution import DrawSpec
-from genfast.sampling.model_call import TRACED_BATCH, ModelCall, features_at, first_line
+from genfast.sampling.model_call import TRACED_BATCH, ModelCall, features_at
 from genfast.sampling.protocol import Executor
+from genfast.sampling.stages import first_line
 
 # Largest difference allowed, relative to the range of the model's output.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
