@@ -16,6 +16,7 @@ from torch import Tensor
 
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.program import (
+    Attend,
     Buffer,
     Gemm,
     Instruction,
@@ -169,6 +170,9 @@ class Kernel:
         elif isinstance(instruction, Reduce):
             reads, self.compute = instruction.reads, self._reduce
             self.count = instruction.outer * instruction.inner
+        elif isinstance(instruction, Attend):
+            self._take_attend(instruction)
+            return
         else:
             reads, self.compute = (instruction.read,), self._lookup
             self._weight = instruction.weight.to(device, dtype)
@@ -258,6 +262,46 @@ class Kernel:
         assert isinstance(self.instruction, Lookup)
         (index,) = self._reads(buffers, tables, slots, range(1))
         return F.embedding(index[:, :, 0].long(), self._weight)
+
+    def _take_attend(self, attend: Attend) -> None:
+        # With down = 0 a tap's position is absolute: the same for every reader.
+        self.taps = [_plain(read) for read in (*attend.queries, attend.bias)]
+        places = [divmod(q, attend.width) for q in range(attend.height * attend.width)]
+        for read in (*attend.keys, *attend.values):
+            for i, j in places:
+                moved = replace(read, dy=read.dy + i, dx=read.dx + j)
+                self.taps.append((Tap(moved, torch.empty(0)), 1, 0))
+        self.count, self.compute = sum(read.count for read in attend.values), self._attend
+
+    def _attend(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
+        body = self.instruction
+        assert isinstance(body, Attend)
+        n, size, heads, seen = len(buffers[0]), len(slots), body.heads, body.height * body.width
+        own = self._reads(buffers, tables, slots, range(len(body.queries) + 1))
+        queries = torch.cat(own[:-1], dim=2).reshape(n, size, heads, -1)
+        bias = own[-1].reshape(n, size, -1, seen).expand(n, size, heads, seen)
+        unseen = bias == -torch.inf
+        first = len(own)
+        keyed = [slots[0, first + r * seen :][:seen] for r in range(len(body.keys))]
+        first += len(body.keys) * seen
+        valued = [slots[0, first + r * seen :][:seen] for r in range(len(body.values))]
+
+        def joined(reads: Sequence[Read], places: Sequence[Tensor]) -> Tensor:
+            parts = [
+                see(buffers, tables, place, read) for read, place in zip(reads, places, strict=True)
+            ]
+            return torch.cat(parts, dim=2).reshape(n, seen, heads, -1).transpose(1, 2)
+
+        keys, values = joined(body.keys, keyed), joined(body.values, valued)
+        results = []
+        for s in range(size):
+            # Numbers that are not seen may be anything, NaN too.
+            hidden = unseen[:, s, :, :, None]
+            products = keys.masked_fill(hidden, 0) @ queries[:, s, :, :, None]
+            scores = (products[..., 0] * body.scale + bias[:, s]).unsqueeze(2)
+            weights = torch.softmax(scores, dim=3).masked_fill(hidden.mT, 0)
+            results.append((weights @ values.masked_fill(hidden, 0)).reshape(n, -1))
+        return torch.stack(results, dim=1)
 
     def _reads(
         self,

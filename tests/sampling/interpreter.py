@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.program import (
+    Attend,
     Gemm,
     Instruction,
     Lookup,
@@ -114,9 +115,39 @@ class Interpreter:
             cube = joined.reshape(self.n, instruction.outer, instruction.size, instruction.inner)
             reduced = cube.sum(axis=2) if instruction.op == "sum" else cube.max(axis=2)
             return instruction.first, reduced.reshape(self.n, -1)
+        if isinstance(instruction, Attend):
+            return instruction.first, self._attend(instruction, i, j)
         assert isinstance(instruction, Lookup)
         index = self._at(instruction.read, i, j)[:, 0].astype(np.int64)
         return instruction.first, instruction.weight.double().numpy()[index]
+
+    def _attend(self, attend: Attend, i: int, j: int) -> Array:
+        def joined(reads: tuple[Read, ...], i: int, j: int) -> Array:
+            seen = np.concatenate([self._at(read, i, j) for read in reads], axis=1)
+            return seen.reshape(self.n, attend.heads, -1)
+
+        positions = attend.height * attend.width
+        queries = joined(attend.queries, i, j)
+        bias = self._at(attend.bias, i, j).reshape(self.n, -1, positions)
+        bias = np.broadcast_to(bias, (self.n, attend.heads, positions))
+        scores = np.full(bias.shape, -np.inf)
+        width = sum(read.count for read in attend.values) // attend.heads
+        values = np.zeros((*bias.shape, width))
+        for q in range(positions):
+            sees = bias[:, :, q] != -np.inf
+            if sees.any():
+                place = divmod(q, attend.width)
+                products = (queries * joined(attend.keys, *place)).sum(axis=2)
+                scores[:, :, q][sees] = (attend.scale * products + bias[:, :, q])[sees]
+                values[:, :, q][sees] = joined(attend.values, *place)[sees]
+        result = np.zeros((self.n, attend.heads, width))
+        for n, head in np.ndindex(self.n, attend.heads):
+            seen = bias[n, head] != -np.inf
+            if seen.any():
+                score = scores[n, head, seen]
+                weight = np.exp(score - score.max())
+                result[n, head] = weight / weight.sum() @ values[n, head, seen]
+        return result.reshape(self.n, -1)
 
     def _at(self, read: Read, i: int, j: int) -> Array:
         seen = self.read(read, i, j)
