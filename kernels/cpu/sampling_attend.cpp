@@ -19,9 +19,21 @@ GENFAST_INLINE Vector<scalar_t> folded(Vector<scalar_t> (&sum)[kChains<scalar_t>
   return sum[0];
 }
 
+// Bytes from what is being read to what is asked for: heads lie in stretches that are too short for
+// the processor to find out by itself where the next begins.
+constexpr int64_t kAheadBytes = 4096;
+
+// The same in positions, for so many numbers of each head.
+template <typename scalar_t>
+int64_t positions_ahead(const AttendStretch<scalar_t>& at, int64_t size) {
+  const int64_t bytes = at.heads * size * static_cast<int64_t>(sizeof(scalar_t));
+  return 1 + (kAheadBytes - 1) / bytes;
+}
+
+// `ahead`: numbers from a key to one that is asked for.
 template <typename scalar_t>
 GENFAST_INLINE void add_products(const scalar_t* key, const scalar_t* query, int64_t count,
-                                 Vector<scalar_t> (&sum)[kChains<scalar_t>]) {
+                                 int64_t ahead, Vector<scalar_t> (&sum)[kChains<scalar_t>]) {
   constexpr int lanes = kLanes<scalar_t>;
   int64_t d = 0;
   for (; d + kAttendLanes <= count; d += kAttendLanes) {
@@ -30,6 +42,8 @@ GENFAST_INLINE void add_products(const scalar_t* key, const scalar_t* query, int
       const int64_t at = d + i * lanes;
       sum[i] = multiply_add<scalar_t>(load(key + at), load(query + at), sum[i]);
     }
+    __builtin_prefetch(key + d + ahead);
+    if constexpr (sizeof(scalar_t) == 8) __builtin_prefetch(key + d + ahead + 8);
   }
   if (d == count) return;
 #pragma GCC unroll 8
@@ -50,35 +64,47 @@ GENFAST_INLINE const scalar_t* piece_of(const AttendStretch<scalar_t>& at, int32
   return place.first + position * place.stride + piece.offset * place.step;
 }
 
-// Whether a head's numbers lie one after the other, in parts that begin with the first chain.
+// How a head's keys lie.
 template <typename scalar_t>
-bool lies_straight(const AttendStretch<scalar_t>& at, int64_t head) {
-  bool straight = true;
-  for (int32_t n = at.begins[head]; n < at.begins[head + 1]; ++n) {
-    straight = straight && at.places[at.pieces[n].read].step == 1 &&
-               at.pieces[n].first % kAttendLanes == 0;
+struct KeyLayout {
+  bool straight = true;  // in parts that are read as they are, for they begin with the first chain
+  const scalar_t* whole = nullptr;  // in one part even: that of position 0
+  int64_t stride = 0;               // from there to the next position's
+};
+
+template <typename scalar_t>
+KeyLayout<scalar_t> layout_of(const AttendStretch<scalar_t>& at, int64_t head) {
+  KeyLayout<scalar_t> found;
+  const int32_t begin = at.begins[head], end = at.begins[head + 1];
+  for (int32_t n = begin; n < end; ++n) {
+    found.straight = found.straight && at.places[at.pieces[n].read].step == 1 &&
+                     at.pieces[n].first % kAttendLanes == 0;
   }
-  return straight;
+  if (found.straight && end - begin == 1) {
+    found.whole = piece_of(at, begin, 0);
+    found.stride = at.places[at.pieces[begin].read].stride;
+  }
+  return found;
 }
 
 // The chains of a key's product with its query, as one vector.
 template <typename scalar_t>
-GENFAST_INLINE Vector<scalar_t> product(const AttendKeys<scalar_t>& call, int64_t head,
-                                        int64_t position, bool straight) {
+Vector<scalar_t> product_of_parts(const AttendKeys<scalar_t>& call, int64_t head, int64_t position,
+                                  bool straight, int64_t ahead) {
   const AttendStretch<scalar_t>& at = call.at;
   const scalar_t* query = call.queries + head * call.query_stride;
   Vector<scalar_t> sum[kChains<scalar_t>] = {};
   for (int32_t n = at.begins[head]; n < at.begins[head + 1]; ++n) {
     const AttendPiece& piece = at.pieces[n];
+    const AttendPlace<scalar_t>& place = at.places[piece.read];
     const scalar_t* from = piece_of(at, n, position);
     if (straight) {
-      add_products(from, query + piece.first, piece.count, sum);
+      add_products(from, query + piece.first, piece.count, ahead * place.stride, sum);
     } else {
-      const int64_t step = at.places[piece.read].step;
-      for (int64_t d = 0; d < piece.count; ++d) call.key[piece.first + d] = from[d * step];
+      for (int64_t d = 0; d < piece.count; ++d) call.key[piece.first + d] = from[d * place.step];
     }
   }
-  if (!straight) add_products<scalar_t>(call.key, query, call.depth, sum);
+  if (!straight) add_products<scalar_t>(call.key, query, call.depth, 0, sum);
   return folded<scalar_t>(sum);
 }
 
@@ -98,7 +124,7 @@ constexpr int kTogether = 4;
 // totals[w] += weight * value for `count` numbers of M positions, in their order.
 template <typename scalar_t, int M>
 GENFAST_INLINE void add_values(const scalar_t* from, int64_t stride, const scalar_t* weights,
-                               int64_t count, scalar_t* totals) {
+                               int64_t count, int64_t ahead, scalar_t* totals) {
   using V = Vector<scalar_t>;
   constexpr int lanes = kLanes<scalar_t>;
   V weight[M];
@@ -110,6 +136,7 @@ GENFAST_INLINE void add_values(const scalar_t* from, int64_t stride, const scala
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
       total = multiply_add<scalar_t>(weight[m], load(from + m * stride + w), total);
+      __builtin_prefetch(from + m * stride + w + ahead);
     }
     store(totals + w, total);
   }
@@ -131,15 +158,25 @@ void sampling_attend_scores(const AttendKeys<scalar_t>& call) {
   using V = Vector<scalar_t>;
   constexpr int lanes = kLanes<scalar_t>;
   const AttendStretch<scalar_t>& at = call.at;
-  bool straight[kAttendHeads];
-  for (int64_t h = 0; h < at.heads; ++h) straight[h] = lies_straight(at, h);
+  const int64_t ahead = positions_ahead(at, call.depth);
+  KeyLayout<scalar_t> layouts[kAttendHeads];
+  for (int64_t h = 0; h < at.heads; ++h) layouts[h] = layout_of(at, h);
+  const int64_t depth = call.depth;
   V sums[kAttendHeads][lanes];
   for (int64_t begin = 0; begin < at.positions; begin += lanes) {
     const int64_t rows = at.positions - begin < lanes ? at.positions - begin : lanes;
     // Heads within positions: that is how keys lie.
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t h = 0; h < at.heads; ++h) {
-        sums[h][r] = product(call, h, begin + r, straight[h]);
+        const KeyLayout<scalar_t>& layout = layouts[h];
+        if (layout.whole == nullptr) {
+          sums[h][r] = product_of_parts(call, h, begin + r, layout.straight, ahead);
+          continue;
+        }
+        const scalar_t* key = layout.whole + (begin + r) * layout.stride;
+        V sum[kChains<scalar_t>] = {};
+        add_products(key, call.queries + h * call.query_stride, depth, ahead * layout.stride, sum);
+        sums[h][r] = folded<scalar_t>(sum);
       }
     }
     for (int64_t h = 0; h < at.heads; ++h) {
@@ -210,6 +247,7 @@ scalar_t sampling_attend_weights(const AttendWeights<scalar_t>& call) {
 template <SimdLevel level, typename scalar_t>
 void sampling_attend_values(const AttendValues<scalar_t>& call) {
   const AttendStretch<scalar_t>& at = call.at;
+  const int64_t ahead = kTogether;
   for (int64_t position = 0; position < at.positions;) {
     const int64_t together = at.positions - position >= kTogether ? kTogether : 1;
     for (int64_t h = 0; h < at.heads; ++h) {
@@ -226,9 +264,11 @@ void sampling_attend_values(const AttendValues<scalar_t>& call) {
             }
           }
         } else if (together == kTogether) {
-          add_values<scalar_t, kTogether>(from, place.stride, weights, piece.count, totals);
+          add_values<scalar_t, kTogether>(from, place.stride, weights, piece.count,
+                                          ahead * place.stride, totals);
         } else {
-          add_values<scalar_t, 1>(from, place.stride, weights, piece.count, totals);
+          add_values<scalar_t, 1>(from, place.stride, weights, piece.count, ahead * place.stride,
+                                  totals);
         }
       }
     }
