@@ -463,10 +463,21 @@ class Lowering:
         return Signal(dims, features, height, width, 1, 1, self.captured.input.dtype)
 
     def _output_sizes(self, output: Signal) -> tuple[int, ...]:
-        taken = [atom.axis for dim in output.dims for atom in dim]
+        """The sizes of the output's axes of features, if a caller can tell what is where."""
+        got = f"the output {describe(output.dims)}"
+        atoms = [atom for dim in output.dims for atom in dim if atom.size > 1]
+        taken = [atom.axis for atom in atoms]
         for axis, size in ((Axis.BATCH, 2), (Axis.ROW, output.height), (Axis.COLUMN, output.width)):
             if axis not in taken and size > 1:
-                self.refuse(f"the output {describe(output.dims)} has no axis of {axis.value}")
+                self.refuse(f"{got} has no axis of {axis.value}")
+        # What stands at [n, .., i, j] counts as the prediction of pixel (i, j) of image n.
+        order = [axis for axis in Axis if axis is not Axis.FEATURE and axis in taken]
+        first = taken.index(order[1]) if len(order) > 1 else 0
+        if taken[0] is not Axis.BATCH or taken[first : first + len(order) - 1] != order[1:]:
+            self.refuse(
+                f"expected an output [N, ..., H, W, ...], rows right before columns, got "
+                f"{describe(output.dims)}"
+            )
         for dim in output.dims:
             if feature_size(dim) > 1 and not is_features(dim):
                 self.refuse(f"the output mixes {named(dim)} in one axis")
