@@ -60,6 +60,7 @@ from genfast.sampling.recording import (
 )
 from genfast.sampling.run import Run
 from genfast.sampling.scores import Scores
+from genfast.sampling.unread import without_unread
 from genfast.sampling.values import (
     Attend,
     Condition,
@@ -215,6 +216,8 @@ class Lowering:
         dtype = dtype or self.node.dtype
         if len(arranged) == 2 and arranged[0] is like and arranged[1] == _NEUTRAL.get(op):
             return replace(like, dtype=dtype)
+        zero = Constant(torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device), self.node.where)
+        arranged = without_unread(op, arranged, zero)
         sources = [
             each.features.sources() if isinstance(each, Signal) else float(each)
             for each in arranged
