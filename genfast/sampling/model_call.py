@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
-from genfast.sampling.flat import output_ways
+from genfast.sampling.flat import output_ways, places_of_grid
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
 Forward = Callable[..., Tensor]
@@ -193,14 +193,18 @@ class ModelCall:
     def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
 
-        The axes are taken as images, features, grid; then as images, grid, features; an output
-        [N * H * W, ...] as the latter. Else one axis may hold all positions, with features outside
-        or inside: see `output_ways`. A sound may be longer or shorter than the input.
+        The axes are taken as images, features, grid; then as images, grid, features; then as
+        features on both sides of the grid; an output [N * H * W, ...] as images, grid, features.
+        Else one axis may hold all positions, with features outside or inside: see `output_ways`. A
+        sound may be longer or shorter than the input.
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
         if output.shape[0] == n and output.dim() > rank:
-            ways = [output, output.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
+            ways = [
+                output.movedim(tuple(range(first, first + rank)), tuple(range(-rank, 0)))
+                for first in (1 + place for place in places_of_grid(output.dim() - 1, rank))
+            ]
         elif rank == 1 and output.shape[0] % n == 0 and output.dim() > 1:
             ways = [output.unflatten(0, (n, -1)).movedim(1, -1)]  # type: ignore[no-untyped-call]
         elif output.shape[0] == n * math.prod(spatial):

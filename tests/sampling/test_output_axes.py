@@ -1,6 +1,7 @@
 """Which axes of a model's output are rows, columns, colours and levels: taken, or refused."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 import genfast
 from genfast.errors import CausalityError, UnsupportedModelError
 from genfast.nn import MaskedConv2d
+from genfast.sampling import sample_naive
 
 Arrange = Callable[[Tensor], Tensor]
 
@@ -63,3 +65,68 @@ def test_the_order_of_axes_of_size_one_does_not_matter() -> None:
     model = Arranged(DISPLACED["column by column"])
     assert genfast.check_causality(model, (1, 1, 6)).causal
     assert genfast.check_causality(model, (1, 6, 1)).causal
+
+
+# Logits [N, C, K, H, W] in other orders of their axes; colours or positions may share an axis.
+TAKEN: dict[str, Arrange] = {
+    "[N, C, K, H, W]": lambda y: y,
+    "[N, K, C, H, W]": lambda y: y.transpose(1, 2),
+    "[N, C, H, W, K]": lambda y: y.movedim(2, -1),
+    "[N, K, H, W, C]": lambda y: y.movedim(1, -1),
+    "[N, H, W, C, K]": lambda y: y.permute(0, 3, 4, 1, 2),
+    "[N, C, H * W, K]": lambda y: y.movedim(2, -1).flatten(2, 3),
+    "[N, K, H * W, C]": lambda y: y.movedim(1, -1).flatten(2, 3),
+    "[N, H * W * C, K]": lambda y: y.permute(0, 3, 4, 1, 2).flatten(1, 3),
+    "[N, C * H * W, K]": lambda y: y.movedim(2, -1).flatten(1, 3),
+    "[N, K, H * W * C]": lambda y: y.permute(0, 2, 3, 4, 1).flatten(2),
+    "[N, K, C * H * W]": lambda y: y.transpose(1, 2).flatten(2),
+    "[N * H * W, C, K]": lambda y: y.permute(0, 3, 4, 1, 2).flatten(0, 2),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN)
+@pytest.mark.parametrize("shape", [(1, 4, 6), (3, 3, 4), (2, 5, 5)])
+def test_any_order_of_colours_and_levels(name: str, shape: tuple[int, int, int]) -> None:
+    colours, height, width = shape
+    categorical = genfast.Categorical(5, values="unit")
+    plain = Arranged(TAKEN["[N, C, K, H, W]"], colours).double()
+    expected = sample_naive(plain, 3, seed=1, event_shape=shape, distribution=categorical)
+    model = Arranged(TAKEN[name], colours).double()
+    sampler = genfast.compile_sampler(model, shape, categorical)
+    assert torch.equal(sampler.sample(3, seed=1), expected)
+    naive = sample_naive(model, 3, seed=1, event_shape=shape, distribution=categorical)
+    assert torch.equal(naive, expected)
+    logits = sampler.logits(expected)
+    assert (len(logits), *logits.shape[-2:]) == (3, height, width)
+    sizes = [size for size in logits.shape[1:-2] if size > 1]
+    by_colour = logits.reshape(3, *(sizes if colours > 1 else (1, 5)), height, width)
+    by_colour = by_colour if by_colour.shape[1] == colours else by_colour.transpose(1, 2)
+    torch.testing.assert_close(by_colour, plain(expected.double() / 4), rtol=0, atol=1e-12)
+
+
+def test_an_axis_of_rows_and_colours_is_refused() -> None:
+    model = Arranged(lambda y: y.transpose(1, 2).flatten(2, 3), 2)
+    with pytest.raises(UnsupportedModelError, match=r"mixes 2 features \* 4 rows in one axis"):
+        genfast.check_causality(model, (2, 4, 6))
+
+
+@pytest.mark.parametrize("fallback", [None, "naive"])
+def test_an_axis_of_one_before_the_grid_and_levels_behind(fallback: str | None) -> None:
+    class Opaque(Arranged):
+        def forward(self, x: Tensor) -> Tensor:
+            if fallback is not None:
+                float(x.sum())  # nothing that a plan is made of
+            return super().forward(x)
+
+    model = Opaque(lambda y: y[:, 0].permute(0, 2, 3, 1)[:, None]).double()
+    categorical, shape = genfast.Categorical(5, values="unit"), (1, 5, 5)
+    expected = sample_naive(
+        Arranged(TAKEN["[N, C, K, H, W]"]).double(),
+        3,
+        seed=1,
+        event_shape=shape,
+        distribution=categorical,
+    )
+    with nullcontext() if fallback is None else pytest.warns(UserWarning, match="slow"):
+        sampler = genfast.compile_sampler(model, shape, categorical, fallback=fallback)
+    assert torch.equal(sampler.sample(3, seed=1), expected)
