@@ -54,8 +54,9 @@ def _shown(mask: Signal | Number, test: Test) -> Array | None:
         if isinstance(view.origin, Constant) and _is_plain(view, mask):
             mine = mask.features.view == number
             marks = test(view.origin.data).cpu().numpy()[:, :, mask.features.index[mine]]
-            rows = _ends(marks.any(axis=1), mask.height)
-            shown[mine] = np.concatenate((rows, _ends(marks.any(axis=0), mask.width)), axis=1)
+            rows = _ends(np.logical_or.reduce(marks, axis=1), mask.height)
+            columns = _ends(np.logical_or.reduce(marks, axis=0), mask.width)
+            shown[mine] = np.concatenate((rows, columns), axis=1)
     return shown
 
 
@@ -69,7 +70,7 @@ def _ends(marks: np.ndarray, size: int) -> np.ndarray:
     """First and last marked place [features, 2] of marks [places, or 1 for all, features]."""
     marks = np.broadcast_to(marks, (size, marks.shape[1]))
     first, last = marks.argmax(axis=0), size - marks[::-1].argmax(axis=0)
-    ends: np.ndarray = np.stack((first, last), axis=1) * marks.any(axis=0)[:, None]
+    ends: np.ndarray = np.stack((first, last), axis=1) * (marks[first, range(len(first))])[:, None]
     return ends
 
 
