@@ -102,7 +102,8 @@ Worker<scalar_t>::Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>
                  sizeof(scalar_t)),
       joined_(static_cast<size_t>(std::max(plan.most_features, plan.most_levels)) *
               sizeof(scalar_t)),
-      doubles_(static_cast<size_t>(plan.most_levels) * sizeof(double)) {}
+      doubles_(static_cast<size_t>(plan.most_levels) * sizeof(double)),
+      attending_(plan) {}
 
 template <typename scalar_t>
 void Worker<scalar_t>::settle(bool all) {
@@ -194,6 +195,9 @@ void Worker<scalar_t>::run_rows(const Block<scalar_t>& block,
         break;
       case Kind::kLookup:
         lookup(block, instruction, chunk);
+        break;
+      case Kind::kAttend:
+        attend(block, instruction, share, chunk);
         break;
     }
   }
