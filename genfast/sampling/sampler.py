@@ -434,17 +434,3 @@ class Sampler:
             forced = run.forced(planes)
         compiled.give_back(executor)
         return compiled, forced
-
-
-def example_input(
-    model: nn.Module,
-    event_shape: tuple[int, ...],
-    distribution: object | None,
-    forward: Forward | None = None,
-    conditioning: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Random input for two events, of the kind that the model takes."""
-    assert distribution is None or isinstance(distribution, Distribution)
-    call = ModelCall(model, event_shape, distribution, forward)
-    with ordinary_tensors():
-        return call.example(traced_conditions(conditioning))
