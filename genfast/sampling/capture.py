@@ -18,6 +18,7 @@ from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.origin import call_user
 from genfast.sampling.recording import CONDITIONAL, SIGNAL, Fixed, Node
+from genfast.sampling.stages import first_line
 from genfast.sampling.tape import Functions, Tape
 from genfast.sampling.values import Condition
 
@@ -209,15 +210,19 @@ def capture(
             raise
         except Exception as error:
             what = f"x of shape {tuple(x.shape)}, dtype {x.dtype}"
-            first_line = str(error).strip().split("\n")[0]
-            reason = f"{type(error).__name__}: {first_line}"
-            raise UnsupportedModelError(f"the model fails on {what}: {reason}") from error
+            reason = f"the model fails on {what}: {first_line(error)}"
+            raise UnsupportedModelError(reason) from error
         tape = Tape(model)
         x, given = x.clone(), {name: each.clone() for name, each in examples.items()}
         node = tape.input(x, "x", SIGNAL)
         nodes = {name: tape.input(each, name, CONDITIONAL) for name, each in given.items()}
-        with Functions(tape), tape:
-            output = call_user(forward, model, x, **given)
+        try:
+            with Functions(tape), tape:
+                output = call_user(forward, model, x, **given)
+        except Exception:
+            if tape.refusal is not None:  # TorchScript raises its own error instead
+                raise tape.refusal from None
+            raise
         result = tape.reference(output)
     if isinstance(result, Fixed) or result.kind == CONDITIONAL:
         raise UnsupportedModelError("the output of the model does not depend on its input")
@@ -227,11 +232,14 @@ def capture(
 
 def default_forward(model: nn.Module, x: Tensor, **conditions: Tensor) -> Tensor:
     """Call the model and pick the tensor out of what it returns."""
-    return pick_tensor(model(x, **conditions))
+    return pick_tensor(model(x, **conditions), len(x))
 
 
-def pick_tensor(output: Any) -> Tensor:
+def pick_tensor(output: Any, n: int) -> Tensor:
     """The output itself, its entry or attribute "logits", or the first tensor of a sequence.
+
+    What holds no more than a number for each of `n` images, as a loss does, or has another number
+    of images is no candidate.
 
     Raises:
         UnsupportedModelError: there is no tensor, or several with other names.
@@ -251,6 +259,10 @@ def pick_tensor(output: Any) -> Tensor:
     tensors = {name: each for name, each in found.items() if isinstance(each, Tensor)}
     if "logits" in tensors:
         return tensors["logits"]
+    fitting = {
+        name: each for name, each in tensors.items() if each.numel() > n and each.shape[0] % n == 0
+    }
+    tensors = fitting or tensors
     if len(tensors) == 1 or (tensors and isinstance(output, tuple | list)):
         return next(iter(tensors.values()))
     got = f"{type(output).__name__} with tensors {sorted(tensors)}"

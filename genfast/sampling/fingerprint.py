@@ -76,12 +76,15 @@ class _Walk:
         # Hooks are kept by numbers that are never given twice.
         hooks = tuple(own["_forward_hooks"]), tuple(own["_forward_pre_hooks"])
         found.append((key, type(module), hooks))
-        for group in (own["_parameters"], own["_buffers"]):
+        # A traced module holds nothing but the script module that does.
+        for group in (own.get("_parameters", {}), own.get("_buffers", {})):
             for name, tensor in group.items():
                 if tensor is not None:
                     found.append(name)
                     tensors.append(tensor)
-        for name, child in own["_modules"].items():
+        traced = own.get("_actual_script_module")
+        children = {"": traced} if traced is not None else module._modules
+        for name, child in children.items():
             if child is not None:
                 self.later(name, child)
         for name, value in own.items():

@@ -60,6 +60,7 @@ from genfast.sampling.recording import (
 )
 from genfast.sampling.run import Run
 from genfast.sampling.scores import Scores
+from genfast.sampling.stages import stage
 from genfast.sampling.unread import without_unread
 from genfast.sampling.values import (
     Attend,
@@ -433,10 +434,12 @@ class Lowering:
     def _apply(self, call: Call) -> Any:
         arguments = tree_map(self.resolve, bind(call))
         kinds = {type(leaf) for leaf in tree_leaves(arguments)}
-        try:
-            return self.apply(next((kind for kind in _SPECIAL if kind in kinds), Signal), arguments)
-        except LayoutError as error:
-            self.refuse(str(error))
+        of = next((kind for kind in _SPECIAL if kind in kinds), Signal)
+        with stage(f"{self.node.where}: expected an op as its rule knows it"):
+            try:
+                return self.apply(of, arguments)
+            except LayoutError as error:
+                self.refuse(str(error))
 
     def apply(self, of: type, arguments: dict[str, Any]) -> Any:
         """Call the rule of this op for arguments of a kind, with those of them that it takes."""

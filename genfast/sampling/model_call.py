@@ -12,6 +12,7 @@ from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.flat import output_ways, places_of_grid
+from genfast.sampling.stages import first_line
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
 Forward = Callable[..., Tensor]
@@ -145,6 +146,7 @@ class ModelCall:
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_numbers(output)
             self._require_finite(output)
             return x
         self.integers = None
@@ -158,6 +160,19 @@ class ModelCall:
             f"{self.where}: expected a model that takes {given}, tried {kinds}, "
             f"got {'; then '.join(lines)}{hint}"
         ) from errors[-1]
+
+    def _require_numbers(self, output: object) -> None:
+        """Refuse what cannot be parameters of symbols, whatever it was computed from."""
+        got = type(output).__name__
+        if isinstance(output, Tensor):
+            dense = not output.is_complex() and output.layout == torch.strided
+            if dense and output.dim() > 0:
+                return
+            got = "a single number" if dense else f"{output.dtype}, {output.layout}"
+        raise UnsupportedModelError(
+            f"{self.where}: expected a dense tensor of real numbers as the model's output, "
+            f"got {got}; forward= can make one of it"
+        )
 
     def _require_finite(self, output: Tensor) -> None:
         """Refuse weights that make the output NaN or infinite, rather than what follows from it.
@@ -191,10 +206,46 @@ class ModelCall:
         size = (TRACED_BATCH, *self.grid)
         noise = torch.rand(size, generator=generator, dtype=torch.float64)
         dtype, device = self.placed()
-        if self.distribution is None or self.distribution.dtype is None:
+        if self.levels is None:
             return (2 * noise - 1).to(device, dtype)
-        levels = getattr(self.distribution, "levels", 2)
-        return (noise * levels).long().to(device)
+        return (noise * (self.levels or 2)).long().to(device)
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels a symbol has; None for numbers without levels."""
+        if self.distribution is None or self.distribution.dtype is None:
+            return None
+        return int(getattr(self.distribution, "levels", None) or 2)
+
+    def symbol_values(self) -> Tensor | None:
+        """All numbers that the model can see, in any order; None if they have no levels."""
+        if self.levels is None:
+            return None
+        assert self.distribution is not None
+        values = self.distribution.encode(torch.arange(self.levels)[:, None])
+        return values if not values.is_floating_point() else values.to(self.placed()[0])
+
+    def extreme_planes(self) -> list[Tensor]:
+        """Events two by two as the model sees them: what random ones may never show.
+
+        All lowest and all highest; then levels rising from one position to the next, and falling:
+        every level, where there are as many positions. The first position has the start symbol.
+        """
+        levels = self.levels
+        blank = torch.zeros(self.grid, dtype=torch.int64)
+        if self.distribution is None or levels is None:
+            dtype, device = self.placed()
+            ends = torch.stack([blank - 1, blank + 1]).to(device, dtype)
+            return [ends if self.distribution is None else self.planes(ends)]
+        place = torch.arange(blank.numel()).view(blank.shape)
+        if levels > blank.numel():
+            place = place * (levels - 1) // max(blank.numel() - 1, 1)
+        rising = place % levels
+        falling = levels - 1 - rising
+        rising[:, 0, 0] = int(self.distribution.start)
+        device = self.placed()[1]
+        pairs = ([blank, blank + levels - 1], [rising, falling])
+        return [self.planes(torch.stack(pair).to(device)) for pair in pairs]
 
     def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
@@ -206,7 +257,9 @@ class ModelCall:
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
-        if output.shape[0] == n and output.dim() > rank:
+        if output.dim() == 0:
+            ways = []
+        elif output.shape[0] == n and output.dim() > rank:
             ways = [
                 output.movedim(tuple(range(first, first + rank)), tuple(range(-rank, 0)))
                 for first in (1 + place for place in places_of_grid(output.dim() - 1, rank))
@@ -218,7 +271,7 @@ class ModelCall:
             ways = [split.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
         exact = [way for way in ways if tuple(way.shape[-rank:]) == spatial]
         flat = []
-        if output.shape[0] == n and not exact:
+        if output.shape[:1] == (n,) and not exact:
             for before, after in output_ways(output.shape[1:], spatial):
                 split = output.reshape(n, *before, *spatial, *after)
                 first = 1 + len(before)
@@ -230,7 +283,7 @@ class ModelCall:
         if not found:
             raise UnsupportedModelError(
                 f"{self.where}: expected an output [N, ..., {', '.join(map(str, spatial))}], "
-                f"got {list(output.shape)} for N = {n}"
+                f"got {list(output.shape)} for N = {n}; forward= can choose another tensor"
             )
         height, width = self.grid[1], -1
         return [
@@ -240,12 +293,6 @@ class ModelCall:
             )
             for way in found
         ]
-
-
-def first_line(error: Exception) -> str:
-    """The class of an error and what it says first."""
-    text = str(error).strip()
-    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
 
 
 def features_at(

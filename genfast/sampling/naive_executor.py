@@ -1,17 +1,22 @@
 """An executor that runs the whole model for each draw: for models that no program is made of."""
 
+import os
+import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from genfast.sampling.compiled import Compiled
+from genfast.sampling.compiled import Compiled, require_function
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import fingerprint
 from genfast.sampling.model_call import TRACED_BATCH, ModelCall
 from genfast.sampling.trial import find_causal_way
 
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
 Tables = Callable[[Mapping[str, Tensor], int], list[Tensor]]
 
 
@@ -24,9 +29,15 @@ def naive_compiled(
     """What compiling a model gives when it stays a model.
 
     What its output means is found out by trying: see `trial.find_causal_way`.
+
+    Raises:
+        UnsupportedModelError: it gives two outputs for one input, as one does that is random.
+        CausalityError: it looks ahead.
+        InputError: its output is not of the size that the distribution needs.
     """
-    way, offset = find_causal_way(call, distribution, examples, predicts)
     x = call.example(examples)
+    require_function(call, examples)
+    way, offset = find_causal_way(call, distribution, examples, predicts)
     output = call.run(x, examples)
     planes, sizes = call.features(output, TRACED_BATCH)[way]
     colours, height, width = call.grid
@@ -48,6 +59,15 @@ def naive_compiled(
     return Compiled(
         draws, sizes, offset, [predicted] * len(draws), tables, make, text, dtype, device, weights
     )
+
+
+def warn_slow(reason: Exception) -> None:
+    """Warn the line of the user's that led here, however many calls of this package are between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    text = f"sampling with one forward pass per symbol, which is slow: {reason}"
+    warnings.warn(text, stacklevel=level)
 
 
 class NaiveExecutor:

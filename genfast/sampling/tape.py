@@ -96,13 +96,18 @@ class _Alias:
 
 
 class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Record what depends on the inputs of a model while its forward runs in this context."""
+    """Record what depends on the inputs of a model while its forward runs in this context.
+
+    Attributes:
+        refusal: the error that was raised about an operation, if one was.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = name_modules(model)
         self._aliases: dict[int, _Alias] = {}  # by id of the tensor, which they keep alive
         self._recorded: dict[int, _Alias] = {}  # storages that hold recorded numbers: their root
+        self.refusal: UnsupportedModelError | None = None
         self._fixed: dict[int, list[Fixed]] = {}  # by storage: constants that were referred to
 
     def input(self, tensor: Tensor, name: str, kind: str) -> Node:
@@ -121,7 +126,8 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def refuse(self, what: str, reason: str) -> NoReturn:
         """Raise UnsupportedModelError about the operation that runs now."""
-        raise UnsupportedModelError(f"{user_line(what, self._names)}: {reason}")
+        self.refusal = UnsupportedModelError(f"{user_line(what, self._names)}: {reason}")
+        raise self.refusal
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

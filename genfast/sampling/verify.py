@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from genfast.errors import ExactnessError, NumericsError
+from genfast.errors import ExactnessError, GenfastError, NumericsError, UnsupportedModelError
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.model_call import TRACED_BATCH, ModelCall, features_at
 from genfast.sampling.protocol import Executor
+from genfast.sampling.stages import first_line
 
 # Largest difference allowed, relative to the range of the model's output.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -31,7 +32,9 @@ def verify(
     dtype: torch.dtype,
     seed: int = 1,
 ) -> tuple[float, tuple[int, ...]]:
-    """Compare parameters computed incrementally with those of a full forward pass.
+    """Compare parameters computed incrementally with those of full forward passes.
+
+    The events compared on are random ones and those of `ModelCall.extreme_planes`.
 
     Args:
         executor: of the compiled program.
@@ -42,7 +45,7 @@ def verify(
         output_sizes: sizes of its feature axes, with or without those of size 1.
         offset: the output at column t predicts the symbol at t + offset.
         dtype: of the program.
-        seed: of the random symbols compared on.
+        seed: of the random symbols.
 
     Returns:
         The largest difference, relative to the range of the model's output, and the sizes of all
@@ -52,10 +55,12 @@ def verify(
         ExactnessError: a difference above `tolerance(dtype)`, or NaN in one of the two only.
         NumericsError: the model itself gives NaN.
     """
-    planes = call.random_planes(seed)
-    found = executor.begin(TRACED_BATCH, tables).forced(planes)
-    output = call.run(call.as_input(planes), conditions)
-    ways = call.features(output, TRACED_BATCH)
+    batches = [call.random_planes(seed), *call.extreme_planes()]
+    n = TRACED_BATCH * len(batches)
+    repeated = [each if len(each) == 1 else torch.cat([each] * len(batches)) for each in tables]
+    output = torch.cat([_output(call, planes, conditions) for planes in batches])
+    found = executor.begin(n, repeated).forced(torch.cat(batches))
+    ways = call.features(output, n)
     fitting = [way for way in ways if _without_ones(way[1]) == _without_ones(output_sizes)]
     # Sizes alone may not tell which axes are the features: the one that agrees is.
     differences = [
@@ -76,6 +81,18 @@ def verify(
     return error, sizes
 
 
+def _output(call: ModelCall, planes: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    try:
+        return call.run(call.as_input(planes), conditions)
+    except GenfastError:
+        raise
+    except Exception as error:
+        raise UnsupportedModelError(
+            "compile_sampler: expected a model that takes every symbol of "
+            f"{call.distribution!r}, got {first_line(error)}"
+        ) from error
+
+
 def _without_ones(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(size for size in sizes if size != 1)
 
@@ -88,16 +105,19 @@ def _compare(
     for (first, count, features), seen in zip(draws, found, strict=True):
         expected, left, right = features_at(whole.double(), features, offset, width)
         given = seen[..., left:right].double()
-        if torch.isnan(expected).any():
-            at = _position(torch.isnan(expected), left)
+        nan = torch.isnan(expected)
+        if nan[:TRACED_BATCH].any():
+            at = _position(nan, left)
             raise NumericsError(
                 f"compile_sampler: expected a model without NaN in its output, got NaN at {at}"
             )
         finite = expected[torch.isfinite(expected)]
         span = float(finite.max() - finite.min()) if finite.numel() else 0.0
         scale = span or float(finite.abs().max() if finite.numel() else 0.0) or 1.0
-        # Equal infinities are no difference; NaN is more than any.
-        difference = torch.where(given == expected, 0.0, (given - expected).abs() / scale)
+        # Equal infinities are no difference; NaN is more than any, but where a model makes it of
+        # events that nobody draws.
+        equal = (given == expected) | (nan & torch.isnan(given))
+        difference = torch.where(equal, 0.0, (given - expected).abs() / scale)
         difference = difference.nan_to_num(nan=torch.inf, posinf=torch.inf)
         if difference.numel() and float(difference.max()) >= worst[0]:
             colours = f"colours {first} .. {first + count - 1}"

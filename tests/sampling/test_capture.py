@@ -245,10 +245,13 @@ def test_the_tensor_is_picked_out_of_what_a_model_returns() -> None:
         Ordered(logits=a, other=b),
         Pair(b, a),
     ):
-        assert pick_tensor(output) is a
+        assert pick_tensor(output, 1) is a
     for output in ({"x": a, "y": b}, {}, None, 3, {"loss": 1.0}):
         with pytest.raises(UnsupportedModelError, match="forward= can choose"):
-            pick_tensor(output)
+            pick_tensor(output, 1)
+    loss, each, scores = torch.tensor(0.0), torch.zeros(2), torch.zeros(2, 3)
+    for output in ((loss, scores), (each, scores), {"a": torch.zeros(3), "b": scores}):
+        assert pick_tensor(output, 2) is scores
 
 
 def test_a_forward_of_the_users() -> None:

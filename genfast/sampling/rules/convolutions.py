@@ -32,7 +32,7 @@ aten = torch.ops.aten
 _MOST_GROUPS = 16  # groups with channels of their own become so many convolutions
 
 
-@rule(aten.convolution)
+@rule(aten.convolution, aten._convolution)  # the latter is what a saved trace calls
 def convolution(
     low: Lowering,
     input: Operand,

@@ -268,11 +268,19 @@ def embedding(low: Lowering, weight: Operand, indices: Operand) -> Signal:
     return replace(indices, dims=dims, features=features, dtype=weight.dtype)
 
 
+def _from_the_end(low: Lowering, indices: Operand, rows: int) -> Operand:
+    """Indices as an embedding takes them: those below 0 count from the end of the table."""
+    if not isinstance(indices, Signal):
+        return indices
+    negative = low.pointwise("lt", indices, 0)
+    return low.pointwise("add", indices, low.pointwise("mul", negative, rows))
+
+
 @rule(aten.index.Tensor)
 def index(low: Lowering, self: Operand, indices: Sequence[Operand | None]) -> Signal:
     given = [(axis, each) for axis, each in enumerate(indices) if each is not None]
     if isinstance(self, Tensor) and self.dim() == 2 and len(given) == 1 and given[0][0] == 0:
-        return embedding(low, self, given[0][1])
+        return embedding(low, self, _from_the_end(low, given[0][1], len(self)))
     if not isinstance(self, Signal) or not all(isinstance(each, Tensor) for _, each in given):
         low.refuse("it chooses by an index that depends on the input or on conditions")
     if len(given) != 1:
