@@ -34,6 +34,19 @@ def test_random_programs(seed):
         assert_literal(made, program, 2, executor(program), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("seed", [1, 4])
+def test_work_replayed_on_fixed_memory_gives_the_same(seed):
+    made = RandomAttention(seed)
+    program = made.build()
+    executor = ReferenceExecutor(program, capture=lambda work: work)
+    for _ in range(2):
+        x = made.inputs(2)
+        found = executor.begin(2, made.conditions(2)).forced(x)
+        expected = ReferenceExecutor(program).begin(2, made.conditions(2)).forced(x)
+        for each, right in zip(found, expected, strict=True):
+            torch.testing.assert_close(each, right, rtol=1e-12, atol=1e-12)
+
+
 def test_random_programs_see_much_and_lack_much():
     seen = rings = spans = 0
     for seed in range(8):
