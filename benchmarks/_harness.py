@@ -121,7 +121,7 @@ def time_steps(
     benchmark.extra_info["torch"] = torch.__version__
     benchmark.extra_info["bytes_moved"] = bytes_moved * dtype.itemsize // 4
     benchmark.extra_info["flops"] = flops
-    benchmark.extra_info["peak_bytes"] = step_bytes(step, device)
+    benchmark.extra_info["peak_bytes"] = peak_bytes(step, device)
     for _ in range(3):  # the last line gave all free memory back: it is fetched again here
         step()
     benchmark(step)
@@ -168,11 +168,3 @@ def in_turn(items: Iterable[pytest.Item]) -> list[pytest.Item]:
     mixed = [random.Random(0).sample(list(of_op.values()), len(of_op)) for of_op in cases.values()]
     rounds = itertools.zip_longest(*mixed, fillvalue=[])
     return [item for turn in rounds for case in turn for item in case]
-
-
-def step_bytes(step: Callable[[], object], device: torch.device) -> int | None:
-    """By how much memory grows at most during a step, beyond its inputs; None if nobody can tell.
-
-    On the CPU this is the process as the system sees it, in whole pages.
-    """
-    return peak_bytes(step, device)

@@ -1,10 +1,7 @@
 """The results of one run of the op benchmarks, as JSON content."""
 
-import os
 import statistics
-import subprocess
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,17 +9,15 @@ from pytest_benchmark.stats import Metadata
 
 from benchmarks._harness import IMPLEMENTATIONS
 from benchmarks._peaks import measure_peaks
+from genfast._commit import commit
 from genfast._extension import loaded
 from genfast.evaluation.machine import machine, versions
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def collect(
     benchmarks: Iterable[Metadata],
     device: torch.device,
     command: str,
-    peak_seconds: float = 1.0,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Gather what was timed, where and with what, and measure the machine's peaks.
@@ -32,19 +27,18 @@ def collect(
             left out.
         device: Where the ops ran.
         command: What was typed.
-        peak_seconds: How long to measure each peak, about.
         dtype: Of the tensors that the ops were timed on.
 
     Returns:
         JSON content; `benchmarks.render` says how it reads.
     """
-    peaks = measure_peaks(device, peak_seconds, dtype)
+    peaks = measure_peaks(device, 1.0, dtype)
     groups: dict[str, dict[str, Metadata]] = {}
     for bench in benchmarks:
         groups.setdefault(bench.group, {})[bench.params["implementation"]] = bench
     return {
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(device),
         "versions": versions(),
         "simd_level": _simd_level(),
@@ -108,18 +102,3 @@ def _simd_level() -> str | None:
     from genfast import _C
 
     return _C.simd_level()
-
-
-def _commit() -> str | None:
-    """The commit of the sources, with "-dirty" when they were changed since; None outside git.
-
-    A copy of the sources without git is told by GENFAST_COMMIT.
-    """
-    if "GENFAST_COMMIT" in os.environ:
-        return os.environ["GENFAST_COMMIT"]
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

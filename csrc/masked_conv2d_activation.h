@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "csrc/masked_conv2d_ops.h"
-#include "kernels/conv_epilogue.h"
+#include "kernels/masked_conv2d_epilogue.h"
 
 namespace genfast {
 

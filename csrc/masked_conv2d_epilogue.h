@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "csrc/masked_conv2d.h"
-#include "kernels/conv_epilogue.h"
+#include "kernels/masked_conv2d_epilogue.h"
 
 namespace genfast {
 

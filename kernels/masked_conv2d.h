@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "kernels/conv_epilogue.h"
+#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
 

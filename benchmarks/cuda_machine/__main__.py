@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from benchmarks.cuda_machine import summary
 from benchmarks.cuda_machine.processes import Command, Outcome, run_together
 from benchmarks.cuda_machine.steps import ROOT, STEPS, Absent, Machine, Step, search_path
+from genfast._commit import commit
 
 # In the build folder: it can be written to, git ignores it, and its name is the same everywhere.
 _SCRATCH = Path("build/cuda_machine")
@@ -43,7 +43,7 @@ def main() -> int:
     facts = _facts(device)
     run = {
         "command": " ".join(["python", "-m", "benchmarks.cuda_machine", *sys.argv[1:]]),
-        "commit": options.commit or _commit(),
+        "commit": commit(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     results = summary.Folder(options.out, facts, run)
@@ -104,15 +104,6 @@ def _facts(device: str) -> dict[str, Any]:
     except (IndexError, ValueError):
         sys.exit(f"genfast: cannot tell what this machine is:\n{outcome.output[-4000:]}")
     return facts
-
-
-def _commit() -> str | None:
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def _options() -> argparse.Namespace:

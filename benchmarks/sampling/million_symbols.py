@@ -11,6 +11,7 @@ Exits with 1 if a promise is broken.
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 
 from genfast import compile_sampler
+from genfast._commit import commit
 from genfast.bench.agreement import Agreement, compare
 from genfast.evaluation.machine import machine, versions
 from genfast.models import (
@@ -95,7 +97,13 @@ def main(words=None):
                 flush=True,
             )
     if options.out is not None:
-        content = {"machine": machine(torch.device("cpu")), "versions": versions(), "rows": rows}
+        content = {
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": commit(),
+            "machine": machine(torch.device("cpu")),
+            "versions": versions(),
+            "rows": rows,
+        }
         options.out.write_text(json.dumps(content, indent=1) + "\n")
     return int(broken)
 

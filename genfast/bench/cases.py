@@ -41,10 +41,9 @@ class Case:
         event_shape: as for `compile_sampler`.
         make: builds the model in eval mode, float32.
         distribution: makes the distribution of its symbols.
-        batches: batch sizes, each with the most forward passes that sampling may take.
+        batches: batch sizes.
         loop: the published idea in plain PyTorch and a Python loop, made from the model.
         loop_symbols: symbols of an event that the loop draws; its time is scaled up to all.
-        loop_least: how many times as fast as the loop sampling is to be, by batch size.
         memory: batch size at which memory is measured.
     """
 
@@ -52,10 +51,9 @@ class Case:
     event_shape: tuple[int, ...]
     make: Callable[[], nn.Module]
     distribution: Callable[[], Distribution]
-    batches: dict[int, float | None]
+    batches: tuple[int, ...]
     loop: Callable[[nn.Module], Loop] | None = None
     loop_symbols: int = 0
-    loop_least: dict[int, float] | None = None
     memory: int | None = None
 
     @property
@@ -126,29 +124,29 @@ def _transformer_loop(model: nn.Module) -> Loop:
 CASES = {
     "digits": Case(
         "PixelCNN, 4 residual blocks, 32 channels, 8 x 8, 17 levels",
-        (1, 8, 8), _digits, lambda: Categorical(17), {64: None},
+        (1, 8, 8), _digits, lambda: Categorical(17), (64,),
     ),
     "gated": Case(
         "gated PixelCNN, 15 layers, 128 channels, 28 x 28, 256 levels",
-        (1, 28, 28), _gated, lambda: Categorical(256), {64: 1.0, 1: 2.0},
-        loop=_gated_loop, loop_symbols=28 * 28, loop_least={64: 5.0, 1: 20.0}, memory=64,
+        (1, 28, 28), _gated, lambda: Categorical(256), (64, 1),
+        loop=_gated_loop, loop_symbols=28 * 28, memory=64,
     ),
     "plain": Case(
         "PixelCNN, 7 x 7 and 15 residual blocks, 32 channels, 28 x 28, 256 levels",
-        (1, 28, 28), _plain, lambda: Categorical(256), {64: 1.0, 1: 2.0},
+        (1, 28, 28), _plain, lambda: Categorical(256), (64, 1),
     ),
     "plus-plus": Case(
         "PixelCNN++, 40 filters, 5 resnets, 10 mixtures, 32 x 32 x 3",
-        (3, 32, 32), _plus_plus, lambda: LogisticMixture(256, 10, values=None), {16: 1.5},
+        (3, 32, 32), _plus_plus, lambda: LogisticMixture(256, 10, values=None), (16,),
     ),
     "wavenet": Case(
         "WaveNet, R 64, S 128, A 256, 20 layers, dilation to 512, one second at 16 kHz",
-        (1, SECOND_OF_SOUND), _wavenet, lambda: Categorical(256), {1: None},
-        loop=_wavenet_loop, loop_symbols=LOOP_STEPS, loop_least={1: 50.0},
+        (1, SECOND_OF_SOUND), _wavenet, lambda: Categorical(256), (1,),
+        loop=_wavenet_loop, loop_symbols=LOOP_STEPS,
     ),
     "transformer": Case(
         "transformer, 6 layers, width 256, 8 heads, 28 x 28, 256 levels, plain PyTorch",
-        (1, 28, 28), _transformer, lambda: Categorical(256), {16: None, 1: None},
+        (1, 28, 28), _transformer, lambda: Categorical(256), (16, 1),
         loop=_transformer_loop, loop_symbols=28 * 28,
     ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from genfast._commit import commit
 from genfast._extension import references
 from genfast.bench.agreement import compare, require_agreement
 from genfast.bench.cases import CASES, Case, build, with_plain_convolutions
@@ -50,6 +51,7 @@ def run(
     device = device or torch.device("cpu")
     before = torch.get_num_threads()
     results: dict[str, Any] = {
+        "commit": commit(),
         "machine": machine(device),
         "versions": versions(),
         "cases": [],
@@ -96,13 +98,12 @@ def _measure_case(
     found["rows"] = []
     for count in threads:
         torch.set_num_threads(count)
-        for batch, most in case.batches.items():
+        for batch in case.batches:
             say(f"{name}: batch {batch}, threads {count}")
             row = _time_row(case, batch, model, plain, sampler, seconds)
-            row["threads"], row["most_forwards"] = count, most
+            row["threads"] = count
             if case.loop is not None:
                 row["loop"] = _time_loop(case, batch, case.loop(model), seconds, device)
-                row["loop"]["least"] = (case.loop_least or {}).get(batch)
             found["rows"].append(row)
     return found
 

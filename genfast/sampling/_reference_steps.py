@@ -258,51 +258,50 @@ class Kernel:
         reduced = split.sum(dim=3) if body.op == "sum" else split.amax(dim=3)
         return reduced.flatten(2)
 
-    def _take_attend(self, body: Attend) -> None:
-        # With down == 0 a read's offset is the position read, whatever the reader's.
-        places = [
-            [
-                (Tap(replace(each, dy=each.dy + i, dx=each.dx + j), torch.empty(0)), 1, 0)
-                for i in range(body.height)
-                for j in range(body.width)
-            ]
-            for each in (*body.keys, *body.values)
-        ]
-        self.taps = [_plain(read) for read in (*body.queries, body.bias)]
-        self.taps += [tap for each in places for tap in each]
-        self.count, self.compute = sum(read.count for read in body.values), self._attend
-
-    def _attend(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
-        body = self.instruction
-        assert isinstance(body, Attend)
-        first, heads = len(body.queries) + 1, body.heads
-        *queries, bias = self._reads(buffers, tables, slots, range(first))
-        seen = body.height * body.width
-
-        def everywhere(reads: Sequence[Read], first: int) -> Tensor:
-            """Numbers [n, S, heads, positions, depth] of joined reads at all positions."""
-            parts = []
-            for number, read in enumerate(reads):
-                start = first + number * seen
-                storage = (tables if read.table else buffers)[read.source]
-                parts.append(gather(storage, slots[:, start : start + seen], read))
-            return torch.unflatten(torch.cat(parts, dim=3), 3, (heads, -1)).transpose(2, 3)
-
-        query = torch.unflatten(torch.cat(queries, dim=2), 2, (heads, -1))
-        keys = everywhere(body.keys, first)
-        values = everywhere(body.values, first + len(body.keys) * seen)
-        bias = torch.unflatten(bias, 2, (-1, seen))
-        hidden = bias == -torch.inf
-        scores = (keys @ query[..., None])[..., 0] * body.scale + bias
-        weights = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
-        weights = weights.masked_fill(hidden, 0)  # where nothing is seen, too
-        found = weights[:, :, :, None] @ values.masked_fill(hidden[..., None], 0)
-        return found.flatten(2)
-
     def _lookup(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
         assert isinstance(self.instruction, Lookup)
         (index,) = self._reads(buffers, tables, slots, range(1))
         return F.embedding(index[:, :, 0].long(), self._weight)
+
+    def _take_attend(self, attend: Attend) -> None:
+        # With down = 0 a tap's position is absolute: the same for every reader.
+        self.taps = [_plain(read) for read in (*attend.queries, attend.bias)]
+        places = [divmod(q, attend.width) for q in range(attend.height * attend.width)]
+        for read in (*attend.keys, *attend.values):
+            for i, j in places:
+                moved = replace(read, dy=read.dy + i, dx=read.dx + j)
+                self.taps.append((Tap(moved, torch.empty(0)), 1, 0))
+        self.count, self.compute = sum(read.count for read in attend.values), self._attend
+
+    def _attend(self, buffers: Sequence[Tensor], tables: Sequence[Tensor], slots: Tensor) -> Tensor:
+        body = self.instruction
+        assert isinstance(body, Attend)
+        n, size, heads, seen = len(buffers[0]), len(slots), body.heads, body.height * body.width
+        own = self._reads(buffers, tables, slots, range(len(body.queries) + 1))
+        queries = torch.cat(own[:-1], dim=2).reshape(n, size, heads, -1)
+        bias = own[-1].reshape(n, size, -1, seen).expand(n, size, heads, seen)
+        unseen = bias == -torch.inf
+        first = len(own)
+        keyed = [slots[0, first + r * seen :][:seen] for r in range(len(body.keys))]
+        first += len(body.keys) * seen
+        valued = [slots[0, first + r * seen :][:seen] for r in range(len(body.values))]
+
+        def joined(reads: Sequence[Read], places: Sequence[Tensor]) -> Tensor:
+            parts = [
+                see(buffers, tables, place, read) for read, place in zip(reads, places, strict=True)
+            ]
+            return torch.cat(parts, dim=2).reshape(n, seen, heads, -1).transpose(1, 2)
+
+        keys, values = joined(body.keys, keyed), joined(body.values, valued)
+        results = []
+        for s in range(size):
+            # Numbers that are not seen may be anything, NaN too.
+            hidden = unseen[:, s, :, :, None]
+            products = keys.masked_fill(hidden, 0) @ queries[:, s, :, :, None]
+            scores = (products[..., 0] * body.scale + bias[:, s]).unsqueeze(2)
+            weights = torch.softmax(scores, dim=3).masked_fill(hidden.mT, 0)
+            results.append((weights @ values.masked_fill(hidden, 0)).reshape(n, -1))
+        return torch.stack(results, dim=1)
 
     def _reads(
         self,

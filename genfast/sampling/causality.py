@@ -99,14 +99,16 @@ def check_causality(
     from genfast.sampling.capture import capture
     from genfast.sampling.conditioning import traced_conditions
     from genfast.sampling.lower import lower
-    from genfast.sampling.sampler import example_input
+    from genfast.sampling.model_call import ModelCall
+    from genfast.sampling.surroundings import ordinary_tensors
 
-    shape = tuple(event_shape)
     conditions = traced_conditions(conditioning)
-    x = example_input(model, shape, distribution, forward, conditions)
+    call = ModelCall(model, event_shape, distribution, forward, "check_causality")  # type: ignore[arg-type]
+    with ordinary_tensors():
+        x = call.example(conditions)
     captured = capture(model, x, conditions, forward)
     graph = lower(captured)
-    colours = shape[0] if len(shape) > 1 else 1
+    colours = call.grid[0]
     if distribution is not None:
         draws: Draws = distribution.draws(graph.output_sizes, colours)  # type: ignore[attr-defined]
     else:

@@ -32,16 +32,24 @@ Sizes = tuple[int, ...]
 _POSITIONS = (Axis.ROW, Axis.COLUMN)
 
 
+def places_of_grid(axes: int, rank: int) -> list[int]:
+    """List where among some axes the grid's `rank` may begin: last, first, or in between."""
+    return list(dict.fromkeys((axes - rank, *range(axes - rank))))
+
+
 def output_ways(sizes: Sequence[int], spatial: Sequence[int]) -> list[tuple[Sizes, Sizes]]:
     """List how an output's axes [N, *sizes] may be [N, *before, *spatial, *after].
 
-    Positions are the last axes or the first ones; else one axis holds them all, with features
-    outside or inside, as [N, K * H * W] and [N, H * W, K] do. The most usual way comes first.
+    Positions are axes of their own; else one axis holds them all, with features outside or inside,
+    as [N, K * H * W] and [N, H * W, K] do. The most usual way comes first.
     """
     sizes, spatial = tuple(sizes), tuple(spatial)
     rank, positions = len(spatial), prod(spatial)
-    exact: list[tuple[Sizes, Sizes]] = [(sizes[:-rank], ())] if sizes[-rank:] == spatial else []
-    exact += [((), sizes[rank:])] if sizes[:rank] == spatial and len(sizes) > rank else []
+    exact: list[tuple[Sizes, Sizes]] = [
+        (sizes[:first], sizes[first + rank :])
+        for first in places_of_grid(len(sizes), rank)
+        if sizes[first : first + rank] == spatial
+    ]
     if exact:
         return exact
     ways: list[tuple[Sizes, Sizes]] = []
@@ -56,7 +64,7 @@ def output_ways(sizes: Sequence[int], spatial: Sequence[int]) -> list[tuple[Size
 def is_flat(low: "Lowering", x: Signal) -> bool:
     """Whether the positions of the model's input are features of x, on a single position."""
     placed = any(x.has(axis) for axis in _POSITIONS)
-    return (x.height, x.width) == (1, 1) != _grid(low) and not placed
+    return (x.height, x.width) == (1, 1) != low.grid and not placed
 
 
 def flatten(low: "Lowering", x: Signal) -> Signal:
@@ -70,7 +78,7 @@ def flatten(low: "Lowering", x: Signal) -> Signal:
     if x.features not in low.flattened:
         body = Flatten(x.features.sources(), x.height, x.width)
         total = count * x.height * x.width
-        low.flattened[x.features] = low.emit(body, total, x, size=(1, 1), scale=_grid(low))
+        low.flattened[x.features] = low.emit(body, total, x, size=(1, 1), scale=low.grid)
         low.values[-1].where = x.features.views[0].origin.where
     atoms = [atom for dim in x.dims for atom in dim if atom.axis is not Axis.BATCH]
     places = np.indices([atom.size for atom in atoms]).reshape(len(atoms), -1)
@@ -82,7 +90,7 @@ def flatten(low: "Lowering", x: Signal) -> Signal:
         dim_of([Atom(Axis.FEATURE, a.size) if a.axis in _POSITIONS else a for a in dim])
         for dim in x.dims
     )
-    rows, columns = _grid(low)
+    rows, columns = low.grid
     features = low.flattened[x.features].take(order)
     return replace(
         x, dims=dims, features=features, height=1, width=1, row_scale=rows, column_scale=columns
@@ -91,7 +99,7 @@ def flatten(low: "Lowering", x: Signal) -> Signal:
 
 def unflatten(low: "Lowering", x: Signal, before: Sizes, after: Sizes) -> Signal:
     """Deal the features of a flat x, seen as [*before, positions, *after], out to the grid."""
-    height, width = _grid(low)
+    height, width = low.grid
     order = np.arange(len(x.features)).reshape(prod(before), height, width, prod(after))
     x = replace(x, features=x.features.take(order.transpose(1, 2, 0, 3).reshape(-1)))
     if any(view.fill != 0 or not isinstance(view.origin, Value) for view in x.features.views):
@@ -126,7 +134,7 @@ def aligned(low: "Lowering", x: Signal, like: Signal) -> Signal | None:
     wanted = list(_POSITIONS[2 - len(spatial) :])
     first = next((k for k in range(len(axes)) if axes[k : k + len(wanted)] == wanted), 0)
     last = first + len(spatial)
-    fits = len(x.dims) == len(axes) and (like.height, like.width) == _grid(low)
+    fits = len(x.dims) == len(axes) and (like.height, like.width) == low.grid
     if first == 0 or not fits or x.shape[first:last] != spatial:
         return None
     if not all(map(is_features, x.dims[1:])):
@@ -171,11 +179,6 @@ def _pixels_known(low: "Lowering", sources: Sources) -> np.ndarray:
         else:
             times.append(np.zeros(source.count, np.int64))
     return np.concatenate(times)
-
-
-def _grid(low: "Lowering") -> tuple[int, int]:
-    start = low.values[0]
-    return start.height, start.width
 
 
 def _spatial(low: "Lowering") -> Sizes:

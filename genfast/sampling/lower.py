@@ -61,6 +61,7 @@ from genfast.sampling.recording import (
 from genfast.sampling.run import Run
 from genfast.sampling.scores import Scores
 from genfast.sampling.stages import stage
+from genfast.sampling.unread import without_unread
 from genfast.sampling.values import (
     Attend,
     Condition,
@@ -178,6 +179,12 @@ class Lowering:
         raise UnsupportedModelError(f"{self.node.where}: {reason}")
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the model's input."""
+        start = self.values[0]
+        return start.height, start.width
+
+    @property
     def op(self) -> OpOverload:
         """The op whose rule runs."""
         assert self.node.call is not None
@@ -216,6 +223,8 @@ class Lowering:
         dtype = dtype or self.node.dtype
         if len(arranged) == 2 and arranged[0] is like and arranged[1] == _NEUTRAL.get(op):
             return replace(like, dtype=dtype)
+        zero = Constant(torch.zeros(1, 1, 1, dtype=self.dtype, device=self.device), self.node.where)
+        arranged = without_unread(op, arranged, zero)
         sources = [
             each.features.sources() if isinstance(each, Signal) else float(each)
             for each in arranged
@@ -466,16 +475,31 @@ class Lowering:
         return Signal(dims, features, height, width, 1, 1, self.captured.input.dtype)
 
     def _output_sizes(self, output: Signal) -> tuple[int, ...]:
-        taken = [atom.axis for dim in output.dims for atom in dim]
+        """The sizes of the output's axes of features, if a caller can tell what is where."""
+        taken = [atom.axis for dim in output.dims for atom in dim if atom.size > 1]
         for axis, size in ((Axis.BATCH, 2), (Axis.ROW, output.height), (Axis.COLUMN, output.width)):
             if axis not in taken and size > 1:
                 self.refuse(f"the output {describe(output.dims)} has no axis of {axis.value}")
+        # What stands at [n, .., i, j] counts as the prediction of pixel (i, j) of image n.
+        order = [axis for axis in Axis if axis is not Axis.FEATURE and axis in taken]
+        first = taken.index(order[1]) if len(order) > 1 else 0
+        if taken[0] is not Axis.BATCH or taken[first : first + len(order) - 1] != order[1:]:
+            self.refuse(
+                f"expected an output [N, ..., H, W, ...], rows right before columns, got "
+                f"{describe(output.dims)}"
+            )
+        sizes: list[int] = []
         for dim in output.dims:
-            if feature_size(dim) > 1 and not is_features(dim):
-                self.refuse(f"the output mixes {named(dim)} in one axis")
-        return tuple(
-            dim_size(dim) for dim in output.dims if is_features(dim) and only_axis(dim) is None
-        )
+            atoms = [atom for atom in dim if atom.size > 1]
+            if is_features(dim):
+                sizes += [dim_size(dim)] if only_axis(dim) is None else []
+            elif feature_size(dim) > 1:
+                fixed = [atom.axis for atom in atoms if atom.axis is not Axis.FEATURE]
+                # One axis may hold all positions and features, if its size tells how many.
+                if fixed != order[1:] or (output.height, output.width) != self.grid:
+                    self.refuse(f"the output mixes {named(dim)} in one axis")
+                sizes += [atom.size for atom in atoms if atom.axis is Axis.FEATURE]
+        return tuple(sizes)
 
 
 @dataclass(frozen=True)

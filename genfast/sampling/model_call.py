@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
-from genfast.sampling.flat import output_ways
+from genfast.sampling.flat import output_ways, places_of_grid
 from genfast.sampling.stages import first_line
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
@@ -28,12 +28,14 @@ class ModelCall:
         event_shape: (C, H, W), (C, T) or (T,) symbols; a sound counts as an image of one row.
         distribution: encodes symbols; None for a model that takes numbers of any kind.
         forward: `forward(model, x, **conditioning)`, by default the call itself.
+        where: the public function that all this is for; errors begin with it.
     """
 
     model: nn.Module
     event_shape: tuple[int, ...]
     distribution: Distribution | None
     forward: Forward | None = None
+    where: str = "compile_sampler"
     integers: bool | None = field(default=None, init=False)  # None: not found out yet
 
     def __post_init__(self) -> None:
@@ -44,14 +46,14 @@ class ModelCall:
         )
         if not sizes:
             rule = "event_shape (C, H, W), (C, T) or (T,) of positive integers"
-            raise InputError(f"compile_sampler: expected {rule}, got event_shape={shape!r}")
+            raise InputError(f"{self.where}: expected {rule}, got event_shape={shape!r}")
         self.event_shape = tuple(int(size) for size in shape)
         if self.forward is not None and not callable(self.forward):
             rule = "a function forward(model, x, **conditioning)"
-            raise InputError(f"compile_sampler: expected {rule}, got forward={self.forward!r}")
+            raise InputError(f"{self.where}: expected {rule}, got forward={self.forward!r}")
         if len(shape) == 1 and self.encoded != 1:
             raise InputError(
-                f"compile_sampler: expected event_shape (1, T) for symbols that are "
+                f"{self.where}: expected event_shape (1, T) for symbols that are "
                 f"{self.encoded} numbers each, got event_shape={self.event_shape}"
             )
 
@@ -130,7 +132,7 @@ class ModelCall:
         """
         if self.placed()[1].type == "meta":
             raise InputError(
-                "compile_sampler: expected a model with numbers in it, got one on the meta device"
+                f"{self.where}: expected a model with numbers in it, got one on the meta device"
             )
         planes = self.random_planes(seed)
         errors: list[Exception] = []
@@ -150,21 +152,25 @@ class ModelCall:
         self.integers = None
         lines = [first_line(each) for each in errors]
         kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
+        taken = [f"{name} {list(each.shape)}" for name, each in conditions.items()]
+        given = ", ".join((f"x {list(x.shape)}", *taken))
+        given += " (the first axis of each counts images)" if taken else ""
+        hint = "; distribution= says what it takes" if self.distribution is None else ""
         raise UnsupportedModelError(
-            f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
-            f"got {'; then '.join(lines)}"
+            f"{self.where}: expected a model that takes {given}, tried {kinds}, "
+            f"got {'; then '.join(lines)}{hint}"
         ) from errors[-1]
 
     def _require_numbers(self, output: object) -> None:
         """Refuse what cannot be parameters of symbols, whatever it was computed from."""
         got = type(output).__name__
         if isinstance(output, Tensor):
-            if not output.is_complex() and output.layout == torch.strided:
-                self.features(output, TRACED_BATCH)
+            dense = not output.is_complex() and output.layout == torch.strided
+            if dense and output.dim() > 0:
                 return
-            got = f"{output.dtype}, {output.layout}"
+            got = "a single number" if dense else f"{output.dtype}, {output.layout}"
         raise UnsupportedModelError(
-            f"compile_sampler: expected a dense tensor of real numbers as the model's output, "
+            f"{self.where}: expected a dense tensor of real numbers as the model's output, "
             f"got {got}; forward= can make one of it"
         )
 
@@ -187,7 +193,7 @@ class ModelCall:
         if found:
             rest = ", ..." if len(found) > 3 else ""
             got = ", ".join(found[:3]) + rest
-            raise NumericsError(f"compile_sampler: expected finite weights, got {got}")
+            raise NumericsError(f"{self.where}: expected finite weights, got {got}")
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
@@ -244,16 +250,20 @@ class ModelCall:
     def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
 
-        The axes are taken as images, features, grid; then as images, grid, features; an output
-        [N * H * W, ...] as the latter. Else one axis may hold all positions, with features outside
-        or inside: see `output_ways`. A sound may be longer or shorter than the input.
+        The axes are taken as images, features, grid; then as images, grid, features; then as
+        features on both sides of the grid; an output [N * H * W, ...] as images, grid, features.
+        Else one axis may hold all positions, with features outside or inside: see `output_ways`. A
+        sound may be longer or shorter than the input.
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
         if output.dim() == 0:
             ways = []
         elif output.shape[0] == n and output.dim() > rank:
-            ways = [output, output.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
+            ways = [
+                output.movedim(tuple(range(first, first + rank)), tuple(range(-rank, 0)))
+                for first in (1 + place for place in places_of_grid(output.dim() - 1, rank))
+            ]
         elif rank == 1 and output.shape[0] % n == 0 and output.dim() > 1:
             ways = [output.unflatten(0, (n, -1)).movedim(1, -1)]  # type: ignore[no-untyped-call]
         elif output.shape[0] == n * math.prod(spatial):
@@ -272,7 +282,7 @@ class ModelCall:
         found = exact or flat or (ways if rank == 1 else [])
         if not found:
             raise UnsupportedModelError(
-                f"compile_sampler: expected an output [N, ..., {', '.join(map(str, spatial))}], "
+                f"{self.where}: expected an output [N, ..., {', '.join(map(str, spatial))}], "
                 f"got {list(output.shape)} for N = {n}; forward= can choose another tensor"
             )
         height, width = self.grid[1], -1

@@ -15,7 +15,16 @@ from genfast._extension import loaded
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.native_draw import draw_rule
-from genfast.sampling.program import Gemm, Lookup, Pointwise, Program, Read, Reduce, When
+from genfast.sampling.program import (
+    Attend,
+    Gemm,
+    Instruction,
+    Pointwise,
+    Program,
+    Read,
+    Reduce,
+    When,
+)
 
 _SUFFIX = {torch.float32: "Float", torch.float64: "Double"}
 
@@ -187,7 +196,7 @@ def _pack(program: Program) -> Any:
     return builder.finish()
 
 
-def _add(builder: Any, step: Gemm | Pointwise | Reduce | Lookup) -> None:
+def _add(builder: Any, step: Instruction) -> None:
     when = _when(step.when)
     if isinstance(step, Gemm):
         taps = [(_read(tap.read), tap.weight, *tap.phase) for tap in step.taps]
@@ -204,5 +213,11 @@ def _add(builder: Any, step: Gemm | Pointwise | Reduce | Lookup) -> None:
         builder.reduce(
             step.out, step.first, when, reads, step.op, step.outer, step.size, step.inner
         )
+    elif isinstance(step, Attend):
+        queries, keys, values = (_reads(each) for each in (step.queries, step.keys, step.values))
+        builder.attend(
+            step.out, step.first, when, queries, keys, values, _read(step.bias),
+            step.heads, step.height, step.width, step.scale,
+        )  # fmt: skip
     else:
         builder.lookup(step.out, step.first, when, _read(step.read), step.weight)

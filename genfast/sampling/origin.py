@@ -1,8 +1,11 @@
 """Where in the user's code an operation comes from: read off the Python stack while it runs."""
 
+import ast
 import linecache
 import sys
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -49,11 +52,31 @@ def user_line(what: str, names: Names) -> str:
 
 
 def is_assertion() -> bool:
-    """Whether the running operation serves an `assert` of the user."""
+    """Whether the running operation serves an `assert` of the user, and nothing after it."""
     for frame in _frames():
         if not _is_library(frame):
-            return _source(frame).startswith("assert ")
+            where = next(islice(frame.f_code.co_positions(), frame.f_lasti // 2, None))
+            line, last_line, column, last_column = (each or 0 for each in where)
+            return any(
+                start <= (line, column) and (last_line, last_column) <= end
+                for start, end in _assertions("".join(linecache.getlines(frame.f_code.co_filename)))
+            )
     return False
+
+
+@lru_cache(maxsize=8)
+def _assertions(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """First and last line and column of each `assert` that gives no name to what it looks at."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return []
+    return [
+        ((each.lineno, each.col_offset), (each.end_lineno or 0, each.end_col_offset or 0))
+        for each in ast.walk(tree)
+        if isinstance(each, ast.Assert)
+        and not any(isinstance(part, ast.NamedExpr) for part in ast.walk(each))
+    ]
 
 
 def _frames() -> Iterator[FrameType]:

@@ -451,17 +451,3 @@ def _lookups(where: str) -> Iterator[None]:
         raise UnsupportedModelError(
             f"{where}: expected look-ups within the tables of the model, got {first_line(error)}"
         ) from error
-
-
-def example_input(
-    model: nn.Module,
-    event_shape: tuple[int, ...],
-    distribution: object | None,
-    forward: Forward | None = None,
-    conditioning: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Random input for two events, of the kind that the model takes."""
-    assert distribution is None or isinstance(distribution, Distribution)
-    call = ModelCall(model, event_shape, distribution, forward)
-    with ordinary_tensors():
-        return call.example(traced_conditions(conditioning))

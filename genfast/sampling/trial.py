@@ -54,14 +54,16 @@ def find_causal_way(
         offsets = {"current": [missing], "next": [missing + 1]}.get(
             predicts or "", [missing, missing + 1] if height == 1 else [missing]
         )
-        features = list(draws[0][2])
-        first = planes[:, features]
+        others = {
+            pixel: call.features(each, TRACED_BATCH)[number][0] for pixel, each in moved.items()
+        }
         for offset in offsets:
-            others = (
-                (pixel, call.features(output, TRACED_BATCH)[number][0][:, features])
-                for pixel, output in moved.items()
-            )
-            if all(_unmoved(first, other, pixel, offset) for pixel, other in others):
+            # Later colours of a pixel may know those before them, so they count before it only.
+            if all(
+                _unmoved(planes[:, mine], other[:, mine], pixel - (colour > 0), offset)
+                for pixel, other in others.items()
+                for colour, _, mine in draws
+            ):
                 return number, offset
     if problem is not None and len(call.features(base, TRACED_BATCH)) == 1:
         raise problem

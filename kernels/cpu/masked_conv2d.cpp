@@ -3,7 +3,7 @@
 #include "kernels/masked_conv2d.h"
 
 #include "kernels/cpu/denormals.h"
-#include "kernels/cpu/patches.h"
+#include "kernels/cpu/masked_conv2d_patches.h"
 #include "kernels/cpu/rows.h"
 
 namespace genfast::cpu {

@@ -1,5 +1,5 @@
 // Activation, addend and residual of a convolution, and their gradient, a row of pixels at a time.
-#include "kernels/conv_epilogue.h"
+#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cpu/denormals.h"
 #include "kernels/cpu/gate.h"
 #include "kernels/cpu/rows.h"

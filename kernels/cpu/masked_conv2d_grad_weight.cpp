@@ -2,7 +2,7 @@
 // output channels, so that patches are read a number at a time: where they are in the image already
 // in the order wanted.
 #include "kernels/cpu/denormals.h"
-#include "kernels/cpu/patches.h"
+#include "kernels/cpu/masked_conv2d_patches.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/masked_conv2d.h"
 

@@ -18,10 +18,9 @@ SMALL = replace(
     title="small",
     event_shape=(1, 6, 5),
     make=lambda: GatedPixelCNN(GatedPixelCNNConfig((1, 6, 5), 256, 4, 2, 3, 3, 8)),
-    batches={4: 1.0},
+    batches=(4,),
     loop=lambda model: CachedGatedPixelCNN(model).sample,
     loop_symbols=30,
-    loop_least={4: 5.0},
     memory=4,
 )
 
@@ -73,7 +72,7 @@ def test_a_sampler_that_is_wrong_is_not_timed(genfast, monkeypatch):
         (("kernels",), "expected WHAT in sampling, got 'kernels'"),
         (
             ("sampling", "--case", "big"),
-            "expected --case in digits, gated, plain, plus-plus, wavenet",
+            "expected --case in digits, gated, plain, plus-plus, wavenet, transformer",
         ),
         (("sampling", "--threads", "1,x"), "expected --threads as numbers from 1, got '1,x'"),
         (("sampling", "--threads", "0"), "expected --threads as numbers from 1"),

@@ -154,10 +154,38 @@ def test_checks_by_assert_are_let_pass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             assert x.max() < 100, "too large"
             assert torch.isfinite(x).all()
+            # fmt: off
+            assert (  # noqa: PT018
+                x.max() < 100
+                and bool(x.min() > -100)
+            ), (
+                "out of range"
+            )
+            if len(x) == 2: assert(x.max() < 100)  # noqa: E701
+            # fmt: on
             return x.exp()
 
     graph, captured = compiled(Model(), x := torch.randn(2, 1, 2, 2))
     torch.testing.assert_close(run(graph, captured, x), x.exp())
+
+
+@pytest.mark.parametrize("name", ["beside an assertion", "named in one", "in its text"])
+def test_what_only_looks_like_an_assertion(name: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # fmt: off
+            if name == "beside an assertion":
+                assert len(x) == 2; y = x.max().item()  # noqa: E702
+            elif name == "named in one":
+                assert (y := x.max().item()) < 100
+            else:
+                y = {"""
+                assert ...""": x.max().item()}.popitem()[1]
+            # fmt: on
+            return x * y
+
+    with pytest.raises(UnsupportedModelError, match="reads a number"):
+        capture(Model(), torch.randn(2, 1, 2, 2))
 
 
 def test_forward_that_fails() -> None:

@@ -1,7 +1,7 @@
 // Pieces of the patch matrix of a convolution (kernels/masked_conv2d.h), packed for register tiles.
 #pragma once
 
-#include "kernels/conv_epilogue.h"
+#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cpu/matrix_tile.h"
 #include "kernels/masked_conv2d.h"
 
