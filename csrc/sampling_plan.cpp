@@ -614,6 +614,12 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
         most_features = std::max(most_features, instruction.K);
       if (instruction.kind == Kind::kAttend) {
         const Attention& attention = instruction.attention;
+        for (const std::vector<Read>& reads : {attention.keys.reads, attention.values.reads}) {
+          for (const Read& read : reads) {
+            Grid<scalar_t>& seen = grids[static_cast<size_t>(read.grid)];
+            seen.by_image = seen.wraps;
+          }
+        }
         most_reads = std::max(most_reads, 1 + static_cast<int64_t>(instruction.reads.size()));
         most_seen = std::max(most_seen, attention.seen());
         most_depth = std::max({most_depth, attention.keys.size, attention.values.size});

@@ -123,6 +123,7 @@ struct Grid {
   bool wraps;                               // a buffer: position modulo slots
   int64_t condition = -1;                   // a conditioning table
   const scalar_t* constant = nullptr;       // a constant table
+  bool by_image = false;  // an image's positions lie together, for they are read together
 };
 
 template <typename scalar_t>

@@ -52,11 +52,15 @@ Block<scalar_t>::Block(const Plan<scalar_t>& plan, int64_t first, int64_t n,
     }
     store.image_stride = images == 1 && !grid.wraps ? 0 : grid.stride;
     store.column_stride = images * grid.stride;
+    if (grid.by_image) {
+      store.image_stride = store.rows * store.columns * grid.stride;
+      store.column_stride = grid.stride;
+    }
     store.row_stride = store.columns * store.column_stride;
     stores.push_back(store);
     begins.push_back(numbers);
     if (grid.constant == nullptr) {
-      numbers += (store.rows * store.row_stride + line - 1) / line * line;
+      numbers += (images * store.rows * store.columns * grid.stride + line - 1) / line * line;
     }
   }
   memory = Memory(static_cast<size_t>(numbers) * sizeof(scalar_t));

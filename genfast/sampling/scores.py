@@ -24,7 +24,7 @@ from genfast.sampling.layout import (
     is_features,
 )
 from genfast.sampling.sight import Sight
-from genfast.sampling.values import Attend, Constant, Pointwise, Value
+from genfast.sampling.values import Attend, Constant, Conv, Pointwise, Value
 
 if TYPE_CHECKING:
     from genfast.sampling.lower import Lowering, Operand
@@ -160,9 +160,9 @@ def attended(low: "Lowering", x: Scores, values: Signal, dims: tuple[Dim, ...]) 
     grid = (x.axes.height, x.axes.width)
     table = torch.from_numpy(bias).to(low.device, low.dtype).view(*grid, *bias.shape[1:])
     body = Attend(
-        queries.sources(),
-        _plain(low, replace(values, features=x.keys)),
-        _plain(low, values),
+        _apart(low, queries).sources(),
+        _plain(low, replace(values, features=_apart(low, x.keys))),
+        _plain(low, replace(values, features=_apart(low, values.features))),
         table,
         x.heads,
         scale,
@@ -180,6 +180,28 @@ def attended(low: "Lowering", x: Scores, values: Signal, dims: tuple[Dim, ...]) 
     factor = Features.all_of(View(Constant(rows, low.node.where)))
     body_of = Pointwise("mul", [result.features.sources(), factor.sources()])
     return replace(result, features=low.emit(body_of, len(result.features), like))
+
+
+def _apart(low: "Lowering", features: Features) -> Features:
+    """Features that are some of a convolution's, as a convolution of their own.
+
+    Queries, keys and values are often parts of one product. Kept apart, keys lie one after another
+    where they are read again and again, and queries need not be kept at all.
+    """
+    (view, *others), origin = features.views, features.views[0].origin
+    if others or not isinstance(origin, Value) or not isinstance(origin.body, Conv):
+        return features
+    if len(features) == origin.features:
+        return features
+    chosen = torch.from_numpy(features.index.copy())
+    taps = [
+        replace(tap, weight=tap.weight[:, chosen.to(tap.weight.device)]) for tap in origin.body.taps
+    ]
+    bias = origin.body.bias
+    bias = bias if bias is None else bias[chosen.to(bias.device)]
+    part = replace(origin, features=len(features), body=replace(origin.body, taps=taps, bias=bias))
+    low.values.append(part)
+    return Features.all_of(replace(view, origin=part))
 
 
 def _plain(low: "Lowering", x: Signal) -> tuple:  # type: ignore[type-arg]

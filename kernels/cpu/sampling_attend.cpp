@@ -30,20 +30,33 @@ int64_t positions_ahead(const AttendStretch<scalar_t>& at, int64_t size) {
   return 1 + (kAheadBytes - 1) / bytes;
 }
 
-// `ahead`: numbers from a key to one that is asked for.
+// Keys whose products go on side by side: one chain alone waits for itself.
 template <typename scalar_t>
-GENFAST_INLINE void add_products(const scalar_t* key, const scalar_t* query, int64_t count,
-                                 int64_t ahead, Vector<scalar_t> (&sum)[kChains<scalar_t>]) {
+constexpr int kSideBySide = kChains<scalar_t> == 1 ? 4 : 8 / kChains<scalar_t>;
+
+// Adds to the chains of M keys. `ahead`: numbers from a key to one that is asked for.
+template <typename scalar_t, int M>
+GENFAST_INLINE void add_products(const scalar_t* key, int64_t stride, const scalar_t* query,
+                                 int64_t count, int64_t ahead,
+                                 Vector<scalar_t> (&sum)[M][kChains<scalar_t>]) {
+  using V = Vector<scalar_t>;
   constexpr int lanes = kLanes<scalar_t>;
   int64_t d = 0;
   for (; d + kAttendLanes <= count; d += kAttendLanes) {
 #pragma GCC unroll 8
     for (int i = 0; i < kChains<scalar_t>; ++i) {
       const int64_t at = d + i * lanes;
-      sum[i] = multiply_add<scalar_t>(load(key + at), load(query + at), sum[i]);
+      const V factor = load(query + at);
+#pragma GCC unroll 4
+      for (int m = 0; m < M; ++m) {
+        sum[m][i] = multiply_add<scalar_t>(load(key + m * stride + at), factor, sum[m][i]);
+      }
     }
-    __builtin_prefetch(key + d + ahead);
-    if constexpr (sizeof(scalar_t) == 8) __builtin_prefetch(key + d + ahead + 8);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      __builtin_prefetch(key + m * stride + d + ahead);
+      if constexpr (sizeof(scalar_t) == 8) __builtin_prefetch(key + m * stride + d + 8 + ahead);
+    }
   }
   if (d == count) return;
 #pragma GCC unroll 8
@@ -51,8 +64,13 @@ GENFAST_INLINE void add_products(const scalar_t* key, const scalar_t* query, int
     const int64_t at = d + i * lanes, left = count - at;
     if (left <= 0) break;
     const uint32_t bits = left >= lanes ? ~uint32_t{0} >> (32 - lanes) : (1u << left) - 1;
-    const Vector<scalar_t> part = load_where<scalar_t>(key + at, lane_mask<scalar_t>(bits));
-    sum[i] = multiply_add<scalar_t>(part, load(query + at), sum[i]);
+    const LaneMask<scalar_t> mask = lane_mask<scalar_t>(bits);
+    const V factor = load(query + at);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m) {
+      const V part = load_where<scalar_t>(key + m * stride + at, mask);
+      sum[m][i] = multiply_add<scalar_t>(part, factor, sum[m][i]);
+    }
   }
 }
 
@@ -93,19 +111,31 @@ Vector<scalar_t> product_of_parts(const AttendKeys<scalar_t>& call, int64_t head
                                   bool straight, int64_t ahead) {
   const AttendStretch<scalar_t>& at = call.at;
   const scalar_t* query = call.queries + head * call.query_stride;
-  Vector<scalar_t> sum[kChains<scalar_t>] = {};
+  Vector<scalar_t> sum[1][kChains<scalar_t>] = {};
   for (int32_t n = at.begins[head]; n < at.begins[head + 1]; ++n) {
     const AttendPiece& piece = at.pieces[n];
     const AttendPlace<scalar_t>& place = at.places[piece.read];
     const scalar_t* from = piece_of(at, n, position);
     if (straight) {
-      add_products(from, query + piece.first, piece.count, ahead * place.stride, sum);
+      add_products(from, 0, query + piece.first, piece.count, ahead * place.stride, sum);
     } else {
       for (int64_t d = 0; d < piece.count; ++d) call.key[piece.first + d] = from[d * place.step];
     }
   }
-  if (!straight) add_products<scalar_t>(call.key, query, call.depth, 0, sum);
-  return folded<scalar_t>(sum);
+  if (!straight) add_products<scalar_t>(call.key, 0, query, call.depth, 0, sum);
+  return folded<scalar_t>(sum[0]);
+}
+
+// The same for keys that lie whole, of M positions: sums[0 .. M - 1].
+template <typename scalar_t, int M>
+GENFAST_INLINE void products(const KeyLayout<scalar_t>& layout, const scalar_t* query,
+                             int64_t depth, int64_t position, int64_t ahead,
+                             Vector<scalar_t>* sums) {
+  Vector<scalar_t> sum[M][kChains<scalar_t>] = {};
+  const scalar_t* key = layout.whole + position * layout.stride;
+  add_products<scalar_t, M>(key, layout.stride, query, depth, ahead * layout.stride, sum);
+#pragma GCC unroll 4
+  for (int m = 0; m < M; ++m) sums[m] = folded<scalar_t>(sum[m]);
 }
 
 template <typename scalar_t>
@@ -119,7 +149,7 @@ GENFAST_INLINE scalar_t lane_sum(Vector<scalar_t> x) {
 }
 
 // Positions whose values are added before the totals are stored.
-constexpr int kTogether = 4;
+constexpr int kValuesTogether = 4;
 
 // totals[w] += weight * value for `count` numbers of M positions, in their order.
 template <typename scalar_t, int M>
@@ -156,7 +186,7 @@ GENFAST_INLINE void add_values(const scalar_t* from, int64_t stride, const scala
 template <SimdLevel level, typename scalar_t>
 void sampling_attend_scores(const AttendKeys<scalar_t>& call) {
   using V = Vector<scalar_t>;
-  constexpr int lanes = kLanes<scalar_t>;
+  constexpr int lanes = kLanes<scalar_t>, kTogether = kSideBySide<scalar_t>;
   const AttendStretch<scalar_t>& at = call.at;
   const int64_t ahead = positions_ahead(at, call.depth);
   KeyLayout<scalar_t> layouts[kAttendHeads];
@@ -165,19 +195,24 @@ void sampling_attend_scores(const AttendKeys<scalar_t>& call) {
   V sums[kAttendHeads][lanes];
   for (int64_t begin = 0; begin < at.positions; begin += lanes) {
     const int64_t rows = at.positions - begin < lanes ? at.positions - begin : lanes;
-    // Heads within positions: that is how keys lie.
-    for (int64_t r = 0; r < rows; ++r) {
+    // Heads within few positions: that is how keys lie.
+    for (int64_t r = 0; r < rows;) {
+      const int64_t some = rows - r >= kTogether ? kTogether : 1;
       for (int64_t h = 0; h < at.heads; ++h) {
         const KeyLayout<scalar_t>& layout = layouts[h];
+        const scalar_t* query = call.queries + h * call.query_stride;
+        V* const to = sums[h] + r;
         if (layout.whole == nullptr) {
-          sums[h][r] = product_of_parts(call, h, begin + r, layout.straight, ahead);
-          continue;
+          for (int64_t m = 0; m < some; ++m) {
+            to[m] = product_of_parts(call, h, begin + r + m, layout.straight, ahead);
+          }
+        } else if (some == kTogether) {
+          products<scalar_t, kTogether>(layout, query, depth, begin + r, ahead, to);
+        } else {
+          products<scalar_t, 1>(layout, query, depth, begin + r, ahead, to);
         }
-        const scalar_t* key = layout.whole + (begin + r) * layout.stride;
-        V sum[kChains<scalar_t>] = {};
-        add_products(key, call.queries + h * call.query_stride, depth, ahead * layout.stride, sum);
-        sums[h][r] = folded<scalar_t>(sum);
       }
+      r += some;
     }
     for (int64_t h = 0; h < at.heads; ++h) {
       for (int64_t r = rows; r < lanes; ++r) sums[h][r] = V{};
@@ -247,9 +282,9 @@ scalar_t sampling_attend_weights(const AttendWeights<scalar_t>& call) {
 template <SimdLevel level, typename scalar_t>
 void sampling_attend_values(const AttendValues<scalar_t>& call) {
   const AttendStretch<scalar_t>& at = call.at;
-  const int64_t ahead = kTogether;
+  const int64_t ahead = kValuesTogether;
   for (int64_t position = 0; position < at.positions;) {
-    const int64_t together = at.positions - position >= kTogether ? kTogether : 1;
+    const int64_t together = at.positions - position >= kValuesTogether ? kValuesTogether : 1;
     for (int64_t h = 0; h < at.heads; ++h) {
       const scalar_t* weights = call.weights + h * call.weight_stride + position;
       for (int32_t n = at.begins[h]; n < at.begins[h + 1]; ++n) {
@@ -263,9 +298,9 @@ void sampling_attend_values(const AttendValues<scalar_t>& call) {
               totals[w] = std::fma(weights[m], from[w * place.step], totals[w]);
             }
           }
-        } else if (together == kTogether) {
-          add_values<scalar_t, kTogether>(from, place.stride, weights, piece.count,
-                                          ahead * place.stride, totals);
+        } else if (together == kValuesTogether) {
+          add_values<scalar_t, kValuesTogether>(from, place.stride, weights, piece.count,
+                                                ahead * place.stride, totals);
         } else {
           add_values<scalar_t, 1>(from, place.stride, weights, piece.count, ahead * place.stride,
                                   totals);
