@@ -128,7 +128,7 @@ def compile_model(
         with stage(f"{where} a program that runs"):
             given, sizes = tables(examples, x.shape[0]), compiled.output_sizes
             compiled.error, compiled.output_sizes = verify(
-                first, given, call, examples, draws, sizes, offset, dtype
+                first, given, call, examples, draws, sizes, offset, dtype, predicts
             )
     except ExactnessError as error:
         require_function(call, examples)

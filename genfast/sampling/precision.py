@@ -46,9 +46,7 @@ def require_plain_numbers(captured: Captured, symbols: Tensor | None) -> None:
         values = _values(node, known, symbols)
         if values is not None and values.numel() <= _MOST:
             known[node] = values.to(captured.device)
-        if node.call is None:
-            continue
-        if _is_narrow(node.dtype, captured.dtype):
+        if node.call is not None and _is_narrow(node.dtype, captured.dtype):
             if not _is_unchanged(node.call, node, known):
                 what = "rounds" if node.dtype.is_floating_point else "wraps around"
                 raise UnsupportedModelError(
