@@ -165,10 +165,11 @@ class ModelCall:
         """Refuse what cannot be parameters of symbols, whatever it was computed from."""
         got = type(output).__name__
         if isinstance(output, Tensor):
-            dense = not output.is_complex() and output.layout == torch.strided
-            if dense and output.dim() > 0:
+            if not output.is_complex() and output.layout == torch.strided:
+                if output.dim() < 2:
+                    self.features(output, TRACED_BATCH)
                 return
-            got = "a single number" if dense else f"{output.dtype}, {output.layout}"
+            got = f"{output.dtype}, {output.layout}"
         raise UnsupportedModelError(
             f"{self.where}: expected a dense tensor of real numbers as the model's output, "
             f"got {got}; forward= can make one of it"
