@@ -77,8 +77,8 @@ class Attention(nn.Module):
         reach, nearest = torch.tensor(plan.reach).view(-1, 1, 1), int(plan.strict)
         self.register_buffer("seen", (distance >= nearest) & (distance < reach + nearest))
         self.register_buffer("start", (torch.arange(positions) > 0).to(torch.float64)[:, None])
-        sizes = {"table": (plan.heads, positions, positions), "heat": (plan.heads, 1, 1)}
-        self.bias = nn.Parameter(torch.rand(sizes.get(plan.bias, (1,))) + 0.5)
+        across = positions if plan.bias == "table" else 1
+        self.bias = nn.Parameter(torch.rand(plan.heads, across, across) + 0.5)
         slopes = -distance.abs() / 2.0 ** torch.arange(plan.heads).view(-1, 1, 1)
         self.register_buffer("slopes", slopes)
 
@@ -88,8 +88,7 @@ class Attention(nn.Module):
         self.style = "fused bool" if self.style == "fused causal" else self.style
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        plan, (n, positions, _) = self.plan, h.shape
-        y = self.norm(h)
+        plan, (n, positions, _), y = self.plan, h.shape, self.norm(h)
         query = self.query(y).view(n, positions, plan.heads, plan.depth)
         pair = self.pair(torch.cat((y, x), 2) if plan.strict else y)
         key, value = pair.view(n, positions, 2 * plan.groups, plan.depth).chunk(2, dim=2)
@@ -136,9 +135,8 @@ class Attention(nn.Module):
         return weights @ value
 
     def biased(self, scores: Tensor) -> Tensor:
-        if self.plan.bias == "heat":
-            return scores * self.bias
-        return scores + {"table": self.bias, "slopes": self.slopes}.get(self.plan.bias, 0)
+        slopes = {"table": self.bias, "slopes": self.slopes}.get(self.plan.bias, 0)
+        return scores * self.bias if self.plan.bias == "heat" else scores + slopes
 
     def masked(self, scores: Tensor) -> Tensor:
         seen, low = self.seen, self.plan.low
@@ -152,22 +150,23 @@ class Attention(nn.Module):
 
 
 class Shift(nn.Module):
-    """Puts a start before a sequence [N, P, C] and drops its last; `dropped` forgets to."""
+    """Puts a start before a sequence [N, P, C] and drops its last."""
 
     def __init__(self, style: str, width: int):
         super().__init__()
-        self.style, self.dropped = style, False
+        self.style = style
         self.start = nn.Parameter(torch.randn(1, 1, width))
 
+    def drop(self) -> None:
+        self.style = "none"
+
     def forward(self, h: Tensor) -> Tensor:
-        if self.dropped:
-            return h
         first = self.start.expand(len(h), -1, -1)
         if self.style == "pad":
             return F.pad(h, (0, 0, 1, 0))[:, :-1]
         if self.style == "cut":
             return torch.cat((first, h), dim=1)[:, :-1]
-        return torch.cat((first, h[:, :-1]), dim=1)
+        return torch.cat((first, h[:, :-1]), dim=1) if self.style == "cat" else h
 
 
 class AttentiveModel(nn.Module):
@@ -185,8 +184,7 @@ class AttentiveModel(nn.Module):
         self.head = nn.Linear(width, plan.levels)
 
     def forward(self, x: Tensor) -> Tensor:
-        plan, n = self.plan, len(x)
-        numbers = x.to(self.place.dtype) * 0.8 - 0.5
+        plan, numbers = self.plan, x.to(self.place.dtype) * 0.8 - 0.5
         if plan.kind == "map":
             h = (self.above(numbers) + self.left(numbers)).flatten(2).transpose(1, 2)
         else:
@@ -196,23 +194,19 @@ class AttentiveModel(nn.Module):
             h = layer(h, numbers.flatten(1)[:, :, None])
         out = self.head(F.elu(h))
         if plan.kind == "sequence":
-            return out if plan.features_last else out.transpose(1, 2)
-        return out.transpose(1, 2).reshape(n, plan.levels, *plan.shape[1:])
+            return out if plan.features_last else out.mT
+        return out.mT.reshape(len(x), plan.levels, *plan.shape[1:])
 
 
 def attention_mutations(path: str, layer: nn.Module) -> Iterator[Mutation]:
     """Yield what can be broken in a layer of these models."""
     if isinstance(layer, Shift):
-        yield Mutation(
-            "shift dropped", path, lambda m: setattr(m.get_submodule(path), "dropped", 1)
-        )
+        yield Mutation("shift dropped", path, lambda m: m.get_submodule(path).drop())
     if isinstance(layer, Attention):
-        nearest = torch.full(layer.seen.shape, True).triu(1 - int(layer.plan.strict))
-        later = nearest.nonzero().tolist()
+        later = torch.ones(layer.seen.shape).triu(1 - layer.plan.strict).nonzero().tolist()
         for at in later[:: max(1, len(later) // 5)]:
-            yield Mutation(
-                "position seen too early", path, lambda m, at=at: m.get_submodule(path).allow(*at)
-            )
+            allow = lambda m, at=at: m.get_submodule(path).allow(*at)  # noqa: E731
+            yield Mutation("position seen too early", path, allow)
         yield Mutation("mask forgotten", path, lambda m: m.get_submodule(path).allow())
 
 

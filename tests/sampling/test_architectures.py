@@ -46,7 +46,7 @@ def test_no_architecture_looks_ahead(plan):
 def test_most_mutants_look_ahead_whatever_is_broken():
     found = Counter()
 
-    @checked(150)
+    @checked(300)
     @given(mutants())
     def try_one(broken):
         plan, mutation = broken

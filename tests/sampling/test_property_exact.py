@@ -9,7 +9,7 @@ from hypothesis import given
 
 from genfast import compile_sampler
 from genfast.sampling import sample_naive
-from tests.sampling.architecture_attention import AttentionLayer
+from tests.sampling.architecture_attention import AttentionLayer, attentives
 from tests.sampling.architectures import Attentive, architectures, build, distribution
 from tests.sampling.causal_oracle import symbols
 from tests.sampling.property_settings import checked
@@ -40,16 +40,21 @@ def check_outputs(plan):
     assert relative_error(sampler.logits(levels), wanted) <= 1e-12
 
 
-def test_incremental_outputs_are_those_of_the_forward_pass():
+@checked(140)
+@given(architectures())
+def test_incremental_outputs_are_those_of_the_forward_pass(plan):
+    check_outputs(plan)
+
+
+def test_attention_of_all_kinds():
     drawn = Counter()
 
-    @checked(200)
-    @given(architectures())
+    @checked(70)
+    @given(attentives())
     def try_one(plan):
         check_outputs(plan)
-        if isinstance(plan, Attentive):
-            drawn[plan.kind] += 1
-            drawn.update({layer.mask for layer in plan.layers})
+        drawn[plan.kind] += 1
+        drawn.update({layer.mask for layer in plan.layers})
 
     try_one()
     masks = {"fill", "add", "multiply", "where", "fused causal", "fused bool", "fused float"}
