@@ -42,8 +42,9 @@ class Run:
 
 def in_raster_order(x: Signal, axis: int) -> bool:
     """Whether an axis runs over all pixels of an image, row by row."""
-    atoms = [atom for atom in x.dims[axis] if atom.size > 1]
-    return [atom.axis for atom in atoms] == [Axis.ROW, Axis.COLUMN]
+    places = (Axis.ROW, Axis.COLUMN)
+    axes = tuple(atom.axis for atom in x.dims[axis] if atom.size > 1 or atom.axis in places)
+    return axes == places
 
 
 def whole(x: Signal, axis: int) -> Run:

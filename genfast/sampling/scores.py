@@ -233,9 +233,9 @@ def _bias(low: "Lowering", x: Scores) -> tuple[Numbers, float, Features]:
         low.refuse("the scores of its attention have NaN in their mask")
     used = (slope != 0) & (offset > -inf)
     top = np.where(used, offset, -inf).max(axis=2, keepdims=True)
-    seen = used & (offset > top - _UNSEEN)
-    blind = ~seen.any(axis=2)
     zeroed = (gain == 0).all(axis=2)
+    seen = used & (offset > top - _UNSEEN) & ~zeroed[:, :, None]
+    blind = ~seen.any(axis=2)
     highest = np.where(blind[:, :, None], offset.max(axis=2, keepdims=True), top)
     constant = ~used & (offset > highest - _UNSEEN)
     constant &= ~(blind & zeroed)[:, :, None]
