@@ -16,9 +16,9 @@ from genfast.sampling.fingerprint import Fingerprint, fingerprint
 from genfast.sampling.model_call import ModelCall
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from genfast.sampling.stages import first_line, stage
-from genfast.sampling.verify import tolerance, verify
+from genfast.sampling.verify.outputs import tolerance, verify
 
 MakeExecutor = Callable[[Program], Executor]
 EXECUTORS = ("auto", "native", "reference")
@@ -76,11 +76,11 @@ def compile_model(
     Raises:
         UnsupportedModelError, CausalityError, ExactnessError, NumericsError, InputError.
     """
-    from genfast.sampling.capture import capture
-    from genfast.sampling.describe import describe
-    from genfast.sampling.lower import lower
-    from genfast.sampling.plan import plan
-    from genfast.sampling.precision import require_plain_numbers
+    from genfast.sampling.capture.model import capture
+    from genfast.sampling.capture.precision import require_plain_numbers
+    from genfast.sampling.lower.lowering import lower
+    from genfast.sampling.plan.describe import describe
+    from genfast.sampling.plan.planner import plan
 
     where, colours = "compile_sampler: expected", call.grid[0]
     with stage(f"{where} a model whose weights and attributes can be read"):
@@ -171,7 +171,7 @@ def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Exec
     if executor != "reference":
         try:
             # By name: without the compiled extension it cannot be imported.
-            module: Any = importlib.import_module("genfast.sampling.native")
+            module: Any = importlib.import_module("genfast.sampling.run.native")
             with stage("native executor: expected a program that can be packed"):
                 native: Executor = module.NativeExecutor(program)
             return native, "native"

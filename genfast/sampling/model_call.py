@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
-from genfast.sampling.flat import output_ways, places_of_grid
+from genfast.sampling.lower.flat import output_ways, places_of_grid
 from genfast.sampling.stages import first_line
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
@@ -115,7 +115,7 @@ class ModelCall:
 
     def call(self, model: nn.Module, x: Tensor, /, **conditions: Tensor) -> Tensor:
         """The user's forward, or else `capture.default_forward`."""
-        from genfast.sampling.capture import default_forward
+        from genfast.sampling.capture.model import default_forward
 
         with callers_device():
             return (self.forward or default_forward)(model, x, **conditions)

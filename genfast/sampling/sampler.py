@@ -15,7 +15,7 @@ from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
 from genfast.sampling.model_call import Forward, ModelCall
-from genfast.sampling.naive_executor import naive_compiled, warn_slow
+from genfast.sampling.naive.executor import naive_compiled, warn_slow
 from genfast.sampling.protocol import DrawingRun, Run
 from genfast.sampling.request import (
     Options,

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Attend, Buffer, Draw, Program, Read, Table, When
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.native import NativeExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.random_attention import RandomAttention
 
 EXECUTORS = (ReferenceExecutor, NativeExecutor)

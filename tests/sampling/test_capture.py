@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.ops import causal_conv1d
-from genfast.sampling.capture import Evaluator, capture, pick_tensor
-from genfast.sampling.lower import lower
-from genfast.sampling.recording import Fixed, Node
+from genfast.sampling.capture.model import Evaluator, capture, pick_tensor
+from genfast.sampling.capture.recording import Fixed, Node
+from genfast.sampling.lower.lowering import lower
 from genfast.sampling.values import Conv
 from tests.sampling.graphs import compiled, run
 

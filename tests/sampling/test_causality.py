@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import genfast
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import MaskedConv2d
-from genfast.sampling.causality import CausalityReport
+from genfast.sampling.probe.causality import CausalityReport
 
 Shape = tuple[int, ...]
 

@@ -16,7 +16,7 @@ from genfast.errors import (
     UnsupportedModelError,
 )
 from genfast.sampling import Categorical, sample_naive
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.strangers import Small
 from tests.sampling.test_sampler_model import SHAPE, Off, Sorting, naive, small
 
@@ -128,15 +128,15 @@ def test_inexact_plans_fall_back():
 
 
 STAGES = [
-    "capture.capture",
-    "lower.lower",
-    "precision.require_plain_numbers",
-    "plan.plan",
-    "describe.describe",
+    "capture.model.capture",
+    "lower.lowering.lower",
+    "capture.precision.require_plain_numbers",
+    "plan.planner.plan",
+    "plan.describe.describe",
     "compiled._offset",
     "compiled.verify",
     "compiled.predicted",
-    "rules.arithmetic.replace",
+    "lower.rules.arithmetic.replace",
 ]
 
 
@@ -163,7 +163,7 @@ def test_what_is_no_fault_of_the_model_passes(kind, monkeypatch):
     def fails(*arguments):
         raise kind
 
-    monkeypatch.setattr("genfast.sampling.plan.plan", fails)
+    monkeypatch.setattr("genfast.sampling.plan.planner.plan", fails)
     with pytest.raises(kind):
         genfast.compile_sampler(small(), SHAPE, FOUR, fallback="naive")
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from genfast import _C as extension
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import (
     Attend,
     Buffer,
@@ -22,7 +21,8 @@ from genfast.sampling.program import (
     Tap,
     When,
 )
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.native import NativeExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.random_attention import RandomAttention
 from tests.sampling.test_attend import attention
 

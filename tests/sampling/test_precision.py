@@ -8,7 +8,7 @@ from torch import nn
 import genfast
 from genfast.errors import ExactnessError, UnsupportedModelError
 from genfast.sampling import Categorical, Gaussian, sample_naive
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 

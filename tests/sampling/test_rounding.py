@@ -12,10 +12,10 @@ import genfast
 from genfast.errors import ExactnessError
 from genfast.nn import MaskedConv2d
 from genfast.sampling import Categorical
-from genfast.sampling import plan as planning
 from genfast.sampling.fingerprint import fingerprint
+from genfast.sampling.plan import planner as planning
 from genfast.sampling.program import Gemm
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.zoo import ZOO
 
 SHAPE, LEVELS = (1, 6, 6), Categorical(8, values="unit")

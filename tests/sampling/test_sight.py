@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genfast.sampling.sight import Sight
+from genfast.sampling.probe.sight import Sight
 from tests.sampling.property_settings import checked
 
 
