@@ -10,6 +10,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/dispatch.h"
+#include "csrc/gradient_link.h"
 
 namespace genfast::causal {
 namespace {
@@ -23,9 +24,7 @@ void check_sizes(const char* name, const Tensor& tensor, at::IntArrayRef sizes, 
   if (!tensor.defined()) return;
   TORCH_CHECK(tensor.sizes() == sizes, kOp, ": expected ", name, " of shape ", sizes, ", got ",
               name, ".shape=", tensor.sizes());
-  TORCH_CHECK(tensor.scalar_type() == x.scalar_type() && tensor.device() == x.device(), kOp,
-              ": expected ", name, " of the dtype and device of x (", x.scalar_type(), ", ",
-              x.device(), "), got ", tensor.scalar_type(), " on ", tensor.device());
+  check_alike(kOp, name, tensor, "x", x);
 }
 
 bool has_moments(const Tensor& condition, const CausalConv1dShape& shape) {
@@ -45,7 +44,8 @@ CausalConv1dShape check_layer(const Layer& layer, int64_t dilation) {
   TORCH_CHECK(layer.skip_weight.dim() == 3 && layer.skip_weight.size(0) >= 1, kOp,
               ": expected skip_weight of shape [S, G, 1], got skip_weight.shape=",
               layer.skip_weight.sizes());
-  TORCH_CHECK(dilation >= 1, kOp, ": expected dilation >= 1, got dilation=", dilation);
+  TORCH_CHECK(dilation >= 1 && dilation <= kMostSteps, kOp, ": expected dilation in 1 .. ",
+              kMostSteps, ", got dilation=", dilation);
   TORCH_CHECK(layer.residual_weight.defined() || !layer.residual_bias.defined(), kOp,
               ": expected no residual_bias without a residual_weight, got residual_bias.shape=",
               layer.residual_bias.defined() ? layer.residual_bias.sizes() : at::IntArrayRef{});
@@ -111,9 +111,12 @@ Layer backward_formula(const Tensor& grad_out, const Tensor& grad_skip, const La
   if (layer.condition.defined()) {
     grads.condition = has_moments(layer.condition, shape) ? grad_h : grad_h.sum(2, true);
   }
-  if (shape.residual) grads.residual_weight = correlation(of_out, z).unsqueeze(2);
+  if (shape.residual) {
+    grads.residual_weight =
+        linked(correlation(of_out, z).unsqueeze(2), layer.residual_weight, Tensor());
+  }
   if (layer.residual_bias.defined()) grads.residual_bias = of_out.sum(at::IntArrayRef{0, 2});
-  grads.skip_weight = correlation(of_skip, z).unsqueeze(2);
+  grads.skip_weight = linked(correlation(of_skip, z).unsqueeze(2), layer.skip_weight, Tensor());
   if (layer.skip_bias.defined()) grads.skip_bias = of_skip.sum(at::IntArrayRef{0, 2});
   return grads.map(
       [&](const Tensor& grad) { return grad.defined() ? grad.to(given.x.scalar_type()) : grad; });

@@ -2,15 +2,14 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <string>
 #include <tuple>
 
 #include "csrc/dispatch.h"
+#include "csrc/saved_tensors.h"
 
 #if defined(GENFAST_WITH_CUDA)
 #include "csrc/cuda_stream.h"
@@ -271,6 +270,7 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
     static const auto op = find_op<WithSlopeOp>("genfast::_gan_loss_with_slope");
     auto [loss, slope] = op.call(fake, real, choice.kind, choice.role, choice.label_smoothing);
     ctx->save_for_backward({slope, fake, real.value_or(Tensor())});
+    note_hooks(ctx);
     save_choice(ctx, choice);
     ctx->set_materialize_grads(false);
     return loss;
@@ -280,7 +280,7 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
     if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
     const auto saved = ctx->get_saved_variables();
     const Choice choice = saved_choice(ctx);
-    if (slopes_are_spare(grads[0], saved[0], saved[1])) {
+    if (slopes_are_spare(ctx, grads[0], saved[0], saved[1])) {
       return backward_in_place(grads[0], saved[0], saved[1], if_defined(saved[2]), choice);
     }
     auto [grad_fake, grad_real] =
@@ -290,15 +290,12 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
   }
 
  private:
-  // Whether the slopes may be overwritten: they are this node's own, it will not run again, nothing
-  // traces the backward pass, and there are so many that their memory counts.
-  static bool slopes_are_spare(const Tensor& grad_loss, const Tensor& slope, const Tensor& fake) {
-    const bool own = slope.use_count() <= 2;  // the graph's and the local one
-    const bool last =
-        !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph();
-    return own && last && slope.is_cpu() && slope.numel() >= kInPlaceElements &&
+  // Whether the slopes may be overwritten, and are so many that their memory counts.
+  static bool slopes_are_spare(AutogradContext* ctx, const Tensor& grad_loss, const Tensor& slope,
+                               const Tensor& fake) {
+    return slope.is_cpu() && slope.numel() >= kInPlaceElements &&
            slope.scalar_type() == grad_loss.scalar_type() &&
-           !at::areAnyTensorSubclassLike({grad_loss, slope, fake});
+           may_overwrite(ctx, slope, {grad_loss, fake});
   }
 
   static variable_list backward_in_place(const Tensor& grad_loss, const Tensor& slope,

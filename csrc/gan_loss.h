@@ -78,10 +78,7 @@ inline Problem read_problem(const at::Tensor& fake, const std::optional<at::Tens
               "kinds, and only for them, got kind=",
               choice.kind, ", role=", choice.role, has_real ? " with real" : " without real");
   if (has_real) {
-    TORCH_CHECK(real->scalar_type() == fake.scalar_type() && real->device() == fake.device(), kOp,
-                ": expected real of the dtype and device of fake (", fake.scalar_type(), ", ",
-                fake.device(), "), got real.dtype=", real->scalar_type(),
-                ", real.device=", real->device());
+    check_alike(kOp, "real", *real, "fake", fake);
     TORCH_CHECK(real->numel() > 0, kOp,
                 ": expected at least one logit, got real.shape=", real->sizes());
     if (pairing == GanPairing::kPairs) check_same(kOp, "real", *real, "fake", fake);

@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -12,6 +11,7 @@
 
 #include "csrc/checks.h"
 #include "csrc/dispatch.h"
+#include "csrc/saved_tensors.h"
 
 #if defined(GENFAST_WITH_CUDA)
 #include "csrc/cuda_stream.h"
@@ -197,6 +197,7 @@ class LogisticMixtureLoss : public torch::autograd::Function<LogisticMixtureLoss
     static const auto op = find_op<WithSlopeOp>("genfast::_logistic_mixture_nll_with_slope");
     auto [loss, slope] = op.call(parameters, symbols, levels, lowest_log_scale);
     ctx->save_for_backward({slope, parameters});
+    note_hooks(ctx);
     ctx->set_materialize_grads(false);
     return loss;
   }
@@ -208,12 +209,8 @@ class LogisticMixtureLoss : public torch::autograd::Function<LogisticMixtureLoss
     std::vector<int64_t> shape(static_cast<size_t>(slope.dim()), 1);
     shape[0] = -1;
     const Tensor factor = grads[0].reshape(shape);
-    Tensor gradient;
-    if (at::GradMode::is_enabled() || torch::autograd::get_current_graph_task_keep_graph()) {
-      gradient = slope * factor;
-    } else {
-      gradient = slope.mul_(factor);  // nobody will read the slope again
-    }
+    Tensor gradient =
+        may_overwrite(ctx, slope, {factor, parameters}) ? slope.mul_(factor) : slope * factor;
     gradient = gradient.to(parameters.scalar_type());
     if (at::GradMode::is_enabled()) {
       gradient = LogisticMixtureGradient::apply(gradient, parameters);

@@ -6,16 +6,21 @@
 
 #include <algorithm>
 
+#include "csrc/checks.h"
 #include "csrc/masked_conv2d_ops.h"
 
 namespace genfast {
 namespace {
 
 constexpr const char* kOp = "masked_conv2d";
+constexpr int64_t kMostPixels = int64_t{1} << 62;  // of an axis: with padding still an int64
 
-void check_pair(const char* name, at::IntArrayRef values, int64_t least) {
-  TORCH_CHECK(values.size() == 2 && values[0] >= least && values[1] >= least, kOp,
-              ": expected a pair of integers >= ", least, ", got ", name, "=", values);
+void check_pair(const char* name, at::IntArrayRef values, int64_t least,
+                int64_t most = kMostSteps) {
+  const auto fits = [&](int64_t value) { return value >= least && value <= most; };
+  TORCH_CHECK(values.size() == 2 && fits(values[0]) && fits(values[1]), kOp,
+              ": expected a pair of integers in ", least, " .. ", most, ", got ", name, "=",
+              values);
 }
 
 void check_grad(const at::Tensor& grad, const Conv2dShape& shape) {
@@ -33,8 +38,12 @@ Conv2dShape conv2d_shape(at::IntArrayRef x, at::IntArrayRef weight, const Conv2d
               ": expected weight of shape [C_out, C_in/groups, kH, kW], got weight.shape=", weight);
   check_pair("stride", options.stride, 1);
   const at::IntArrayRef padding = options.padding;
-  TORCH_CHECK(padding.size() == 4, kOp,
-              ": expected padding (left, right, top, bottom), got padding=", padding);
+  const bool small = std::all_of(padding.begin(), padding.end(), [](int64_t side) {
+    return side >= -kMostSteps && side <= kMostSteps;
+  });
+  TORCH_CHECK(padding.size() == 4 && small, kOp,
+              ": expected padding (left, right, top, bottom) in -", kMostSteps, " .. ", kMostSteps,
+              ", got padding=", padding);
   check_pair("dilation", options.dilation, 1);
   const int64_t groups = options.groups;
   TORCH_CHECK(
@@ -43,6 +52,8 @@ Conv2dShape conv2d_shape(at::IntArrayRef x, at::IntArrayRef weight, const Conv2d
       groups, ", x.shape=", x, ", weight.shape=", weight);
   TORCH_CHECK(weight[0] > 0 && weight[1] > 0 && weight[2] > 0 && weight[3] > 0, kOp,
               ": expected a weight with elements, got weight.shape=", weight);
+  check_pair("kernel_size", weight.slice(2), 1);
+  check_pair("input_size", x.slice(2), 0, kMostPixels);
   const auto output_size = [&](int axis) {
     const int64_t before = padding[2 - 2 * axis], after = padding[3 - 2 * axis];
     TORCH_CHECK(before >= -x[2 + axis] && after >= -x[2 + axis], kOp,
@@ -80,7 +91,7 @@ Conv2dShape grad_input_shape(const at::Tensor& grad, at::IntArrayRef weight,
   TORCH_CHECK(grad.dim() == 4 && weight.size() == 4, kOp,
               ": expected grad and weight of four dimensions, got grad.shape=", grad.sizes(),
               ", weight.shape=", weight);
-  check_pair("input_size", input_size, 0);
+  check_pair("input_size", input_size, 0, kMostPixels);
   const Conv2dShape shape = conv2d_shape(
       {grad.size(0), weight[1] * options.groups, input_size[0], input_size[1]}, weight, options);
   check_grad(grad, shape);
@@ -151,10 +162,7 @@ void check_conv2d_pair(const char* name, const at::Tensor& tensor, const char* o
   TORCH_CHECK(known(tensor.scalar_type()), kOp,
               ": expected float16, bfloat16, float32 or float64, got ", name,
               ".dtype=", tensor.scalar_type());
-  TORCH_CHECK(tensor.scalar_type() == other.scalar_type() && tensor.device() == other.device(), kOp,
-              ": expected ", other_name, " of the dtype and device of ", name, " (",
-              tensor.scalar_type(), " on ", tensor.device(), "), got ", other.scalar_type(), " on ",
-              other.device());
+  check_alike(kOp, other_name, other, name, tensor);
 }
 
 void check_conv2d_bias(const at::Tensor& bias, const at::Tensor& weight) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "csrc/checks.h"
 #include "csrc/masked_conv2d_activation.h"
 #include "csrc/masked_conv2d_epilogue.h"
 #include "csrc/masked_conv2d_ops.h"
@@ -41,10 +42,10 @@ Kept keeping_cpu(const Tensor& x, const Tensor& weight, const Tensor& mask,
                  bool keep_pre) {
   const at::ScalarType type = x.scalar_type();
   if (at::isReducedFloatingType(type)) {
-    check_alike("weight", weight, x);
-    check_alike("bias", bias, x);
-    check_alike("addend", addend, x);
-    check_alike("residual", residual, x);
+    check_alike(kOp, "weight", weight, "x", x);
+    check_alike(kOp, "bias", bias, "x", x);
+    check_alike(kOp, "addend", addend, "x", x);
+    check_alike(kOp, "residual", residual, "x", x);
     auto [out, kept] =
         keeping_cpu(x.to(at::kFloat), weight.to(at::kFloat), mask, in_dtype(bias, at::kFloat),
                     in_dtype(addend, at::kFloat), in_dtype(residual, at::kFloat), activation,

@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "csrc/gradient_link.h"
+
 namespace genfast {
 namespace {
 
@@ -72,7 +74,7 @@ Kept backward_formula(const Tensor& grad, const Tensor& kept, Activation activat
   };
   Tensor grad_pre = of_out;
   if (activation == Activation::kRelu) {
-    grad_pre = at::where(a <= 0, at::zeros_like(of_out), of_out);
+    grad_pre = at::threshold_backward(of_out, a, 0);
   } else if (activation == Activation::kElu && of_output) {
     grad_pre = of_out * at::where(a > 0, at::ones_like(a), a + 1);
   } else if (activation == Activation::kElu) {
@@ -111,7 +113,7 @@ Kept grad_both(const Tensor& grad, const Tensor& x, const Tensor& weight, const 
   if (need_weight) {
     of_weight = call_grad_weight(grad, rectify ? x.relu() : x, mask, spatial(weight), g);
   }
-  return {of_x, of_weight};
+  return {linked(of_x, x, weight), linked(of_weight, x, weight)};
 }
 
 // Returns the pre-activation as a second output where the backward needs it: as an output it has a
@@ -187,7 +189,7 @@ class ConvActivation : public torch::autograd::Function<ConvActivation> {
       sums = grad_pre.sum(at::IntArrayRef{2, 3}, false,
                           reduced ? optional<at::ScalarType>(at::kFloat) : std::nullopt);
     }
-    if (need_bias) result[3] = sums.sum(0).to(x.scalar_type());
+    if (need_bias) result[3] = linked(sums.sum(0).to(x.scalar_type()), x, weight);
     if (need_addend) {
       result[4] = addend == 2 ? grad_pre : sums.to(x.scalar_type()).unsqueeze(2).unsqueeze(3);
     }

@@ -5,6 +5,7 @@
 // so that the derivative of each is made of the other two, to any order.
 #include <torch/library.h>
 
+#include "csrc/gradient_link.h"
 #include "csrc/masked_conv2d_ops.h"
 
 namespace genfast {
@@ -97,6 +98,7 @@ class Convolution : public torch::autograd::Function<Convolution> {
     // An absent bias has no number among the inputs.
     const bool has_bias = ctx->saved_data["has_bias"].toBool();
     if (has_bias && ctx->needs_input_grad(3)) result[3] = grad.sum({0, 2, 3});
+    for (const size_t input : {0, 1, 3}) result[input] = linked(result[input], x, weight);
     return result;
   }
 };

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "csrc/checks.h"
+
 namespace genfast {
 namespace {
 
@@ -16,20 +18,12 @@ std::vector<int64_t> result_sizes(const std::vector<int64_t>& sizes, Activation 
 
 }  // namespace
 
-void check_alike(const char* name, const optional<Tensor>& tensor, const Tensor& x) {
-  TORCH_CHECK(!tensor.has_value() ||
-                  (tensor->scalar_type() == x.scalar_type() && tensor->device() == x.device()),
-              kOp, ": expected ", name, " of the dtype and device of x (", x.scalar_type(), ", ",
-              x.device(), "), got ", name, ".dtype=", tensor->scalar_type(), ", ", name,
-              ".device=", tensor->device());
-}
-
 void Epilogue::set_operands(const optional<Tensor>& added, const optional<Tensor>& residual_in,
                             const Tensor& x) {
   TORCH_CHECK(activation != Activation::kGate || sizes[1] % 2 == 0, kOp,
               ": expected an even number of output channels for the gate, got C_out=", sizes[1]);
-  check_alike("addend", added, x);
-  check_alike("residual", residual_in, x);
+  check_alike(kOp, "addend", added, "x", x);
+  check_alike(kOp, "residual", residual_in, "x", x);
   if (added.has_value()) {
     const std::vector<int64_t> per_example = {sizes[0], sizes[1], 1, 1};
     TORCH_CHECK(

@@ -11,9 +11,6 @@
 
 namespace genfast {
 
-// An error unless the tensor is absent or of the dtype and device of x.
-void check_alike(const char* name, const std::optional<at::Tensor>& tensor, const at::Tensor& x);
-
 // Checked operands of an epilogue, and where its results go.
 struct Epilogue {
   Activation activation;

@@ -168,7 +168,7 @@ std::tuple<Tensor, Tensor> reparameterize_cpu(const Tensor& mu, const Tensor& lo
   return {z, kl};
 }
 
-// A missing gradient means zero.
+// A missing gradient adds no term.
 std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& grad_z,
                                                        const optional<Tensor>& grad_kl,
                                                        const Tensor& mu, const Tensor& logvar,
@@ -192,6 +192,7 @@ std::tuple<Tensor, Tensor> reparameterize_backward_cpu(const optional<Tensor>& g
   const Tensor grad_kl_rows = grad_kl.value_or(Tensor());
   Tensor grad_mu = empty_like_dense(mu);
   Tensor grad_logvar = empty_like_dense(mu);
+  if (!grad_z.has_value() && !grad_kl.has_value()) return {grad_mu.zero_(), grad_logvar.zero_()};
   AT_DISPATCH_FLOATING_TYPES(mu.scalar_type(), kOp, [&] {
     const auto params =
         backward_params<scalar_t>(grad_z_dense, grad_kl_rows, mu_rows, logvar_rows, grad_mu,

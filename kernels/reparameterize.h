@@ -2,6 +2,8 @@
 // example: beta * sum over latent dimensions of max(free_bits, divergence of the dimension).
 #pragma once
 
+#include <limits>
+
 #include "kernels/philox.h"
 
 namespace genfast {
@@ -30,9 +32,9 @@ template <typename scalar_t>
 struct ReparameterizeBackward {
   RowMatrix<const scalar_t> mu;      // [N, D]
   RowMatrix<const scalar_t> logvar;  // [N, D]
-  const scalar_t* grad_z;            // [N, D], contiguous, or null: zero
+  const scalar_t* grad_z;            // [N, D], contiguous, or null: no term
   int64_t grad_z_step;               // 1, or 0: one value for all elements
-  const scalar_t* grad_kl;           // [N], or null: zero
+  const scalar_t* grad_kl;           // [N], or null: no term
   int64_t grad_kl_stride;            // elements
   scalar_t* grad_mu;                 // [N, D], contiguous
   scalar_t* grad_logvar;             // [N, D], contiguous
@@ -42,10 +44,17 @@ struct ReparameterizeBackward {
   double beta, free_bits;
 };
 
+// 0 for zero times infinity: the infinity stands for a number too large for the type, and zero
+// times that is zero. NaN stays NaN.
+template <typename acc_t>
+GENFAST_INLINE acc_t zero_or_product(acc_t factor, acc_t large) {
+  return factor == 0 && large == large ? acc_t(0) : factor * large;
+}
+
 // One element. `std` is exp(logvar / 2), computed once: exp(logvar) is its square.
 template <typename acc_t>
 GENFAST_INLINE acc_t latent(acc_t mu, acc_t std, acc_t noise) {
-  return mu + std * noise;
+  return mu + zero_or_product(noise, std);
 }
 
 template <typename acc_t>
@@ -59,10 +68,22 @@ GENFAST_INLINE bool takes_free_bits(acc_t kl, acc_t free_bits) {
   return kl <= free_bits;
 }
 
+// The gradient by logvar of z alone.
 template <typename acc_t>
-GENFAST_INLINE acc_t grad_logvar_term(acc_t grad_z, acc_t grad_kl, acc_t std, acc_t noise,
-                                      acc_t variance_minus_one) {
-  return acc_t(0.5) * (grad_z * std * noise + grad_kl * variance_minus_one);
+GENFAST_INLINE acc_t grad_logvar_of_z(acc_t grad_z, acc_t std, acc_t noise) {
+  return zero_or_product(acc_t(0.5) * grad_z * noise, std);
+}
+
+// The gradient by logvar of the divergence and, where grad_z is not zero, of z. Beyond the largest
+// exp(logvar) the two terms could be infinities of different signs: the larger power of std, taken
+// out of them, decides.
+template <typename acc_t>
+GENFAST_INLINE acc_t grad_logvar_of_both(acc_t grad_z, acc_t grad_kl, acc_t std, acc_t noise,
+                                         acc_t variance_minus_one) {
+  const acc_t of_z = acc_t(0.5) * grad_z * noise, of_kl = acc_t(0.5) * grad_kl;
+  const acc_t sum = of_z * std + of_kl * variance_minus_one;
+  const acc_t factored = zero_or_product(of_z + zero_or_product(of_kl, std), std);
+  return variance_minus_one > std::numeric_limits<acc_t>::max() ? factored : sum;
 }
 
 }  // namespace genfast

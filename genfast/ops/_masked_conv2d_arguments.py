@@ -1,10 +1,11 @@
 """The arguments of `masked_conv2d`: their rules, and options in the form that operators take."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from genfast.errors import InputError
+from genfast.ops._checks import MOST_STEPS, check_alike, check_tensor, integers
 
 Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]
@@ -15,15 +16,13 @@ _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """A number for rows and one for columns, of an option that may be one number for both."""
-    if isinstance(value, int) and value >= least:
-        return value, value
-    numbers = _integers(value)
+    numbers = integers(value) or ()
     if len(numbers) == 1:
         numbers *= 2
-    if len(numbers) != 2 or min(numbers) < least:
+    if len(numbers) != 2 or not least <= min(numbers) <= max(numbers) <= MOST_STEPS:
         raise InputError(
-            f"masked_conv2d: expected an integer or a pair of integers >= {least}, "
-            f"got {name}={value}"
+            f"masked_conv2d: expected an integer or a pair of integers >= {least} and <= "
+            f"{MOST_STEPS}, got {name}={value}"
         )
     return numbers[0], numbers[1]
 
@@ -33,14 +32,15 @@ def sides(
 ) -> Sides:
     """Padding in any of its forms as (left, right, top, bottom)."""
     if not isinstance(padding, str):
-        numbers = _integers(padding)
-        if len(numbers) == 4:
+        numbers = integers(padding) or ()
+        fits = all(-MOST_STEPS <= number <= MOST_STEPS for number in numbers)
+        if len(numbers) == 4 and fits:
             return numbers[0], numbers[1], numbers[2], numbers[3]
-        if len(numbers) in (1, 2) and min(numbers) >= 0:
+        if len(numbers) in (1, 2) and fits and min(numbers) >= 0:
             return numbers[-1], numbers[-1], numbers[0], numbers[0]
         raise InputError(
             "masked_conv2d: expected an integer or a pair of integers >= 0, or four integers "
-            f"(left, right, top, bottom), got padding={padding}"
+            f"(left, right, top, bottom), none beyond {MOST_STEPS}, got padding={padding}"
         )
     if padding == "valid":
         return 0, 0, 0, 0
@@ -79,6 +79,8 @@ def check_tensors(
     groups: int,
 ) -> None:
     """Raise InputError unless the operands fit each other."""
+    for name, operand in (("x", x), ("weight", weight), ("mask", mask)):
+        check_tensor("masked_conv2d", name, operand)
     if x.dim() not in (3, 4) or x.dtype not in _FLOATING:
         raise InputError(
             "masked_conv2d: expected floating point x of shape [N, C_in, H, W] or [C_in, H, W], "
@@ -90,7 +92,7 @@ def check_tensors(
             f"got weight.shape={tuple(weight.shape)}"
         )
     sizes = weight.shape
-    if groups < 1 or sizes[0] % groups or x.shape[-3] != sizes[1] * groups:
+    if sizes[0] % groups or x.shape[-3] != sizes[1] * groups:
         raise InputError(
             "masked_conv2d: expected C_out divisible by groups and C_in = groups*weight.shape[1], "
             f"got groups={groups}, x.shape={tuple(x.shape)}, weight.shape={tuple(sizes)}"
@@ -100,8 +102,8 @@ def check_tensors(
             f"masked_conv2d: expected bias of shape [C_out={sizes[0]}], "
             f"got bias.shape={tuple(bias.shape)}"
         )
-    check_alike("weight", weight, x)
-    check_alike("bias", bias, x)
+    check_alike("masked_conv2d", "weight", weight, "x", x)
+    check_alike("masked_conv2d", "bias", bias, "x", x)
     if not (mask.dtype == torch.bool or mask.is_floating_point()) or mask.device != x.device:
         raise InputError(
             "masked_conv2d: expected a bool or floating point mask on the device of x "
@@ -116,19 +118,6 @@ def check_tensors(
         raise InputError(
             "masked_conv2d: expected a mask without gradient, got mask.requires_grad=True; "
             "use F.conv2d(x, weight * mask) to learn a mask"
-        )
-
-
-def check_alike(name: str, tensor: torch.Tensor | None, x: torch.Tensor) -> None:
-    """Raise InputError unless the tensor has the device of x, and its dtype or autocast's."""
-    if tensor is None or (tensor.dtype == x.dtype and tensor.device == x.device):
-        return
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if tensor.device != x.device or not autocast:
-        raise InputError(
-            f"masked_conv2d: expected {name} of the dtype and device of x ({x.dtype} on "
-            f"{x.device}), got {tensor.dtype} on {tensor.device}"
         )
 
 
@@ -154,16 +143,19 @@ def check_fit(x: torch.Tensor, weight: torch.Tensor, padding: Sides, dilation: P
 def check_taps(taps: Sequence[int], weight: torch.Tensor) -> list[int]:
     """The taps as a list; InputError unless they ascend within the kernel."""
     positions = weight.shape[2] * weight.shape[3]
-    known = [int(tap) for tap in taps]
+    known = integers(taps)
     last = -1
-    for tap in known:
+    for tap in known or ():
         if not last < tap < positions:
-            raise InputError(
-                f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), "
-                f"got taps={known}"
-            )
+            break
         last = tap
-    return known
+    else:
+        if known is not None:
+            return list(known)
+    raise InputError(
+        f"masked_conv2d: expected ascending taps in [0, kH*kW={positions}), all integers, got "
+        f"taps={taps}"
+    )
 
 
 def _broadcasts(mask: Sequence[int], weight: Sequence[int]) -> bool:
@@ -171,19 +163,3 @@ def _broadcasts(mask: Sequence[int], weight: Sequence[int]) -> bool:
     return 2 <= rank <= 4 and all(
         m in (1, w) for m, w in zip(mask, weight[4 - rank :], strict=True)
     )
-
-
-def _integers(value: int | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of an option; none where one of them is no integer."""
-    if isinstance(value, int):
-        return (value,)
-    numbers = tuple(value) if isinstance(value, tuple | list | Iterable) else (value,)
-    for number in numbers:
-        if not isinstance(number, int):
-            break
-    else:
-        return numbers
-    # NumPy's integers, say.
-    if all(hasattr(number, "__index__") for number in numbers):
-        return tuple(number.__index__() for number in numbers)
-    return ()

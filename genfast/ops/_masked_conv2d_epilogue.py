@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from genfast._extension import loaded
 from genfast.errors import InputError
-from genfast.ops._masked_conv2d_arguments import check_alike
+from genfast.ops._checks import check_alike
 from genfast.ops.gated_activation import gated_activation, gated_activation_reference
 
 _FUSED_ON_CUDA = loaded() and torch._C._dispatch_has_kernel_for_dispatch_key(
@@ -52,8 +52,8 @@ def check_epilogue(
             f"masked_conv2d: expected residual of the result's shape {result}, got "
             f"residual.shape={tuple(residual.shape)}"
         )
-    check_alike("addend", addend, x)
-    check_alike("residual", residual, x)
+    check_alike("masked_conv2d", "addend", addend, "x", x)
+    check_alike("masked_conv2d", "residual", residual, "x", x)
 
 
 def apply_epilogue(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops import _checks
 
 Layout = Literal["KC", "CK"]
 
@@ -35,7 +36,7 @@ def categorical_nll(logits: Tensor, symbols: Tensor, *, layout: Layout = "KC") -
         InputError: shapes that do not fit, an unknown layout, symbols out of range.
     """
     symbols = _checked_symbols(logits, symbols, layout)
-    _check_range(symbols, logits.shape[_axis(layout)])
+    _checks.check_range("categorical_nll", "symbols", symbols, logits.shape[_axis(layout)])
     if has_kernel("categorical_nll", logits.device):
         loss: Tensor = torch.ops.genfast.categorical_nll.default(logits, symbols, _axis(layout))
         return loss
@@ -56,6 +57,8 @@ def _axis(layout: str) -> int:
 
 def _checked_symbols(logits: Tensor, symbols: Tensor, layout: str) -> Tensor:
     """The symbols, of the shape of the logits without their axis of classes."""
+    _checks.check_tensor("categorical_nll", "logits", logits)
+    _checks.check_tensor("categorical_nll", "symbols", symbols)
     if layout not in _LAYOUTS:
         raise InputError(f"categorical_nll: expected layout in {_LAYOUTS}, got layout={layout!r}")
     axis = _axis(layout)
@@ -65,10 +68,7 @@ def _checked_symbols(logits: Tensor, symbols: Tensor, layout: str) -> Tensor:
             f"categorical_nll: expected floating point logits {shape}, got logits.shape="
             f"{list(logits.shape)}, logits.dtype={logits.dtype}"
         )
-    if symbols.is_floating_point() or symbols.is_complex():
-        raise InputError(
-            f"categorical_nll: expected integer symbols, got symbols.dtype={symbols.dtype}"
-        )
+    _checks.check_integer_dtype("categorical_nll", "symbols", "symbols", symbols)
     wanted = tuple(logits.shape[:axis]) + tuple(logits.shape[axis + 1 :])
     one_colour = (wanted[0], 1, *wanted[1:])
     if layout == "KC" and symbols.dim() == 4 and tuple(symbols.shape) == one_colour:
@@ -80,20 +80,6 @@ def _checked_symbols(logits: Tensor, symbols: Tensor, layout: str) -> Tensor:
             f"{list(symbols.shape)} on {symbols.device}"
         )
     return symbols
-
-
-def _check_range(symbols: Tensor, classes: int) -> None:
-    # Looked at where it costs next to nothing; a compiled graph must not depend on values.
-    if symbols.device.type != "cpu" or symbols.numel() == 0 or torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
-        return
-    low, high = (int(end) for end in torch.aminmax(symbols))
-    if low < 0 or high >= classes:
-        raise InputError(
-            f"categorical_nll: expected symbols in 0 .. {classes - 1}, got smallest={low}, "
-            f"largest={high}"
-        )
 
 
 if loaded():

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops._checks import check_alike, check_tensor, integer
 from genfast.ops.gated_activation import gated_activation, gated_activation_reference
 
 _Optional = torch.Tensor | None
@@ -50,7 +51,7 @@ def causal_conv1d(
         skip_bias: [S] or None.
         residual_weight: [R, G, 1], or None for a layer that feeds the skips alone.
         residual_bias: [R] or None.
-        dilation: Moments between two taps, >= 1.
+        dilation: Moments between two taps, an integer in 1 .. 2^31 - 1.
 
     Returns:
         `out` [N, R, T], which is `x` itself without a residual_weight, and `skip` [N, S, T]. Half
@@ -61,7 +62,8 @@ def causal_conv1d(
         InputError: if an argument breaks a rule above.
     """
     given = (weight, bias, condition, residual_weight, residual_bias, skip_weight, skip_bias)
-    _check_arguments(x, given, dilation)
+    _check_arguments(x, given)
+    dilation = integer("causal_conv1d", "dilation", dilation, 1)
     if condition is not None and condition.dim() == 2:
         condition = condition.unsqueeze(2)
         given = (*given[:2], condition, *given[3:])
@@ -112,8 +114,10 @@ def composed(
     return x + F.conv1d(z, residual_weight, residual_bias), skip
 
 
-def _check_arguments(x: torch.Tensor, given: tuple[_Optional, ...], dilation: int) -> None:
+def _check_arguments(x: torch.Tensor, given: tuple[_Optional, ...]) -> None:
     weight, bias, condition, residual_weight, residual_bias, skip_weight, skip_bias = given
+    for name, needed in (("x", x), ("weight", weight), ("skip_weight", skip_weight)):
+        check_tensor("causal_conv1d", name, needed)
     assert weight is not None
     assert skip_weight is not None
     if x.dim() != 3 or x.shape[1] < 1 or not x.is_floating_point():
@@ -138,8 +142,6 @@ def _check_arguments(x: torch.Tensor, given: tuple[_Optional, ...], dilation: in
             "causal_conv1d: expected no residual_bias without a residual_weight, got "
             f"residual_bias.shape={tuple(residual_bias.shape)}"
         )
-    if not isinstance(dilation, int) or dilation < 1:
-        raise InputError(f"causal_conv1d: expected an integer dilation >= 1, got {dilation=}")
     rules: dict[str, tuple[_Optional, list[tuple[int, ...]]]] = {
         "weight": (weight, [tuple(weight.shape)]),
         "bias": (bias, [(width,)]),
@@ -149,8 +151,6 @@ def _check_arguments(x: torch.Tensor, given: tuple[_Optional, ...], dilation: in
         "skip_weight": (skip_weight, [(skip_weight.shape[0], width // 2, 1)]),
         "skip_bias": (skip_bias, [(skip_weight.shape[0],)]),
     }
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     for name, (tensor, shapes) in rules.items():
         if tensor is None:
             continue
@@ -160,11 +160,7 @@ def _check_arguments(x: torch.Tensor, given: tuple[_Optional, ...], dilation: in
                 f"causal_conv1d: expected {name} of shape {expected}, got "
                 f"{name}.shape={tuple(tensor.shape)}"
             )
-        if tensor.device != x.device or (tensor.dtype != x.dtype and not autocast):
-            raise InputError(
-                f"causal_conv1d: expected {name} of the dtype and device of x ({x.dtype} on "
-                f"{x.device}), got {tensor.dtype} on {tensor.device}"
-            )
+        check_alike("causal_conv1d", name, tensor, "x", x)
 
 
 if loaded():

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops._checks import check_alike, check_real, check_tensor
 
 Kind = Literal[
     "minimax",
@@ -181,6 +182,7 @@ def _check_arguments(
         raise InputError(f"gan_loss: expected real and fake for kind={kind!r}, got real=None")
     elif role == "discriminator":
         raise InputError("gan_loss: expected real and fake for the discriminator, got real=None")
+    check_real("gan_loss", "label_smoothing", label_smoothing)
     if label_smoothing != 0:
         _check_smoothing(kind, role, label_smoothing)
 
@@ -188,18 +190,11 @@ def _check_arguments(
 def _check_real(fake: torch.Tensor, real: torch.Tensor, kind: str, role: str) -> None:
     if role == "generator" and kind not in _RELATIVISTIC:
         raise InputError(
-            "gan_loss: expected fake alone for the generator, got real of shape "
-            f"{tuple(real.shape)}"
+            "gan_loss: expected no real logits for the generator, got "
+            f"real.shape={tuple(real.shape)}"
         )
     _check_logits("real", real)
-    # Under autocast the dtypes are made the same later.
-    if real.device != fake.device or (
-        real.dtype != fake.dtype and not _under_autocast(fake.device.type)
-    ):
-        raise InputError(
-            "gan_loss: expected real of the dtype and device of fake, got "
-            f"fake: {fake.dtype} {fake.device}, real: {real.dtype} {real.device}"
-        )
+    check_alike("gan_loss", "real", real, "fake", fake)
     if kind == "relativistic" and real.shape != fake.shape:
         raise InputError(
             "gan_loss: expected real of the shape of fake for kind='relativistic', got "
@@ -207,15 +202,12 @@ def _check_real(fake: torch.Tensor, real: torch.Tensor, kind: str, role: str) ->
         )
 
 
-def _under_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
 def _check_logits(name: str, logits: torch.Tensor) -> None:
+    check_tensor("gan_loss", name, logits)
     if not logits.is_floating_point() or logits.numel() == 0:
         raise InputError(
-            f"gan_loss: expected at least one floating point logit, got {name}.shape="
-            f"{tuple(logits.shape)}, {name}.dtype={logits.dtype}"
+            "gan_loss: expected at least one floating point logit, got "
+            f"{name}.shape={tuple(logits.shape)}, {name}.dtype={logits.dtype}"
         )
 
 

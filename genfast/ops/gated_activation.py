@@ -9,6 +9,7 @@ import torch
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops._checks import check_alike, check_tensor
 
 
 def gated_activation(x: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
@@ -54,6 +55,7 @@ def gated_activation_reference(
 
 
 def _check_arguments(x: torch.Tensor, condition: torch.Tensor | None) -> None:
+    check_tensor("gated_activation", "x", x)
     if x.dim() < 2 or x.shape[1] < 2 or x.shape[1] % 2 or not x.is_floating_point():
         raise InputError(
             "gated_activation: expected floating point x of shape [N, 2C, ...], got "
@@ -67,13 +69,8 @@ def _check_arguments(x: torch.Tensor, condition: torch.Tensor | None) -> None:
             "gated_activation: expected condition of shape [N, 2C] or of the shape of x "
             f"{tuple(x.shape)}, got condition.shape={tuple(condition.shape)}"
         )
-    device = x.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if condition.device != x.device or (condition.dtype != x.dtype and not autocast):
-        raise InputError(
-            "gated_activation: expected condition of the dtype and device of x, got "
-            f"x: {x.dtype} {x.device}, condition: {condition.dtype} {condition.device}"
-        )
+    # It follows x: the arithmetic is float32 whatever the dtype, and float64 for float64.
+    check_alike("gated_activation", "condition", condition, "x", x, casts_float64=True)
 
 
 if loaded():

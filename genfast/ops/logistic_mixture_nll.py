@@ -13,6 +13,7 @@ from torch import Tensor
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops import _checks
 
 # Parameters a mixture component has for the levels of a pixel: its logit, and for each colour a
 # mean, a log-scale and, with three colours, a coefficient.
@@ -58,8 +59,8 @@ def logistic_mixture_nll(
     Raises:
         InputError: shapes or an argument that do not fit, levels out of range.
     """
-    colours = symbols.shape[1] if symbols.dim() > 1 else 0
-    _check(parameters, symbols, colours, levels, formula)
+    levels = _checks.integer("logistic_mixture", "levels", levels, 2)
+    _check(parameters, symbols, formula)
     _check_values(symbols, levels, lowest_log_scale)
     native = formula == "exact" and levels <= _MOST_LEVELS
     if native and has_kernel("logistic_mixture_nll", parameters.device):
@@ -111,8 +112,9 @@ def logistic_mixture_log_prob(
 
     Arguments and errors as in `logistic_mixture_nll`.
     """
-    colours = symbols.shape[1] if symbols.dim() > 1 else 0
-    _check(parameters, symbols, colours, levels, formula)
+    levels = _checks.integer("logistic_mixture", "levels", levels, 2)
+    colours = _check(parameters, symbols, formula)
+    symbols = _checks.signed(symbols)
     logits, means, log_scales, coefficients = split_mixture(parameters, colours, lowest_log_scale)
     x = level_positions(symbols, levels, means.dtype)[:, :, None]
     means = shifted_means(means, coefficients, x)
@@ -213,11 +215,18 @@ def _log_one_minus_exp(width: Tensor) -> Tensor:
     return torch.where(width < _LOG_2, small, large)
 
 
-def _check(parameters: Tensor, symbols: Tensor, colours: int, levels: int, formula: str) -> None:
+def _check(parameters: Tensor, symbols: Tensor, formula: str) -> int:
+    """The number of colours."""
     where = "logistic_mixture"
+    _checks.check_tensor(where, "parameters", parameters)
+    _checks.check_tensor(where, "symbols", symbols)
+    colours = symbols.shape[1] if symbols.dim() > 1 else 0
+    if not isinstance(formula, str) or formula not in FORMULAS:
+        raise InputError(f"{where}: expected formula in {FORMULAS}, got formula={formula!r}")
     if colours not in PER_COMPONENT:
         raise InputError(
-            f"{where}: expected levels [N, 1, ...] or [N, 3, ...], got {list(symbols.shape)}"
+            f"{where}: expected levels [N, 1, ...] or [N, 3, ...], got "
+            f"symbols.shape={list(symbols.shape)}"
         )
     per = PER_COMPONENT[colours]
     size = tuple(parameters.shape[:1]) + tuple(parameters.shape[2:])
@@ -226,33 +235,20 @@ def _check(parameters: Tensor, symbols: Tensor, colours: int, levels: int, formu
     if not fits or parameters.shape[1] == 0:
         raise InputError(
             f"{where}: expected parameters [N, {per} * mixtures, ...] beside levels "
-            f"{list(symbols.shape)}, got {list(parameters.shape)}"
+            f"{list(symbols.shape)}, got parameters.shape={list(parameters.shape)}"
         )
-    if symbols.is_floating_point():
-        raise InputError(f"{where}: expected integer levels, got dtype={symbols.dtype}")
-    if levels < 2:
-        raise InputError(f"{where}: expected levels >= 2, got levels={levels}")
-    if formula not in FORMULAS:
-        raise InputError(f"{where}: expected formula in {FORMULAS}, got formula={formula!r}")
+    _checks.check_integer_dtype(where, "symbols", "levels", symbols)
+    return colours
 
 
 def _check_values(symbols: Tensor, levels: int, lowest_log_scale: float) -> None:
+    _checks.check_real("logistic_mixture", "lowest_log_scale", lowest_log_scale)
     if not _NARROWEST <= lowest_log_scale <= _WIDEST:
         raise InputError(
             f"logistic_mixture: expected lowest_log_scale in {_NARROWEST:.0f} .. {_WIDEST:.0f}, "
             f"got lowest_log_scale={lowest_log_scale}"
         )
-    # Looked at where it costs next to nothing; a compiled graph must not depend on values.
-    if symbols.device.type != "cpu" or symbols.numel() == 0 or torch.compiler.is_compiling():
-        return
-    if torch._C._are_functorch_transforms_active():
-        return
-    low, high = (int(end) for end in torch.aminmax(symbols))
-    if low < 0 or high >= levels:
-        raise InputError(
-            f"logistic_mixture: expected levels in 0 .. {levels - 1}, got smallest={low}, "
-            f"largest={high}"
-        )
+    _checks.check_range("logistic_mixture", "levels", symbols, levels)
 
 
 if loaded():

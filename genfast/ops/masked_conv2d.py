@@ -13,6 +13,7 @@ from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
 from genfast.ops import _masked_conv2d_arguments as arguments
 from genfast.ops import _masked_conv2d_epilogue as epilogue
+from genfast.ops._checks import check_tensor, integer
 
 # The taps travel to a CUDA kernel by value, so their number is bounded (kernels/masked_conv2d.h).
 _MOST_CUDA_TAPS = 512
@@ -84,6 +85,7 @@ def masked_conv2d(
     """
     strides = arguments.pair("stride", stride, 1)
     dilations = arguments.pair("dilation", dilation, 1)
+    groups = integer("masked_conv2d", "groups", groups, 1)
     arguments.check_tensors(x, weight, mask, bias, groups)
     if x.dim() == 3:
         batched = masked_conv2d(
@@ -95,9 +97,9 @@ def masked_conv2d(
             activation=activation,
             residual=None if residual is None else residual.unsqueeze(0),
             rectify=rectify,
-            stride=stride,
+            stride=strides,
             padding=padding,
-            dilation=dilation,
+            dilation=dilations,
             groups=groups,
             taps=taps,
         )
@@ -196,6 +198,7 @@ def live_taps(mask: torch.Tensor) -> tuple[int, ...]:
     Raises:
         InputError: if the mask has fewer than two axes.
     """
+    check_tensor("live_taps", "mask", mask)
     if mask.dim() < 2:
         raise InputError(
             f"live_taps: expected a mask of shape [..., kH, kW], got mask.shape={tuple(mask.shape)}"

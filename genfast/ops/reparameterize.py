@@ -5,12 +5,11 @@ beta, Higgins et al., "beta-VAE", ICLR 2017, equation 4; free bits, Kingma et al
 variational inference with inverse autoregressive flow", NIPS 2016, appendix C.8.
 """
 
-import math
-
 import torch
 
 from genfast._extension import has_kernel, loaded
 from genfast.errors import InputError
+from genfast.ops._checks import check_alike, check_finite, check_tensor
 from genfast.ops.philox import philox_reference
 from genfast.random import as_seed, check_offset
 
@@ -35,6 +34,13 @@ def reparameterize(
     With the defaults this is `mu + torch.exp(logvar / 2) * torch.randn_like(mu)` and the usual KL
     sum; the noise is made again in the backward pass instead of being stored.
 
+    What is too large for float32 (float64 for float64) is infinite, with the sign that it has: z
+    and its gradient beyond a log-variance of 177, kl and its gradient beyond 88 (1419 and 709 in
+    float64; the gradient of a small loss holds out longer). No value and no gradient is NaN unless
+    an argument is NaN or infinite, and the gradient of one output alone does not see the other.
+    Plain PyTorch, the reference too, has NaN where infinities of different signs meet, or zero and
+    infinity.
+
     Free bits keep an encoder from giving up dimensions: below free_bits kl has no slope. Here each
     example and each dimension has its own allowance. Kingma et al. (2016) instead take the maximum
     of free_bits and the mean over the batch of the divergence of a group of dimensions, so that
@@ -42,7 +48,8 @@ def reparameterize(
 
     Args:
         mu: Means [N, ...], floating point. Rows may lie apart (a half of a split tensor is fine).
-        logvar: Log-variances, shape, dtype and device of `mu`.
+        logvar: Log-variances, shape, dtype and device of `mu`; under autocast, which computes in
+            float32, of any dtype but float64.
         beta: Weight of the divergence, finite, at least 0.
         free_bits: Divergence that costs the same whether used or not, in nats per latent dimension
             and example, finite, at least 0. With 0 no maximum is taken.
@@ -62,8 +69,8 @@ def reparameterize(
             finite, or seed and generator are both given.
     """
     _check_arguments(mu, logvar)
-    _check_weight("beta", beta)
-    _check_weight("free_bits", free_bits)
+    check_finite("reparameterize", "beta", beta)
+    check_finite("reparameterize", "free_bits", free_bits)
     check_offset("reparameterize", offset, mu.numel())
     seed_tensor = as_seed("reparameterize", seed, generator)
     if has_kernel("reparameterize", mu.device):
@@ -101,22 +108,19 @@ def reparameterize_reference(
 
 
 def _check_arguments(mu: torch.Tensor, logvar: torch.Tensor) -> None:
+    check_tensor("reparameterize", "mu", mu)
+    check_tensor("reparameterize", "logvar", logvar)
     if not mu.is_floating_point() or mu.dim() == 0:
         raise InputError(
             "reparameterize: expected floating point mu of shape [N, ...], "
             f"got mu.shape={tuple(mu.shape)}, mu.dtype={mu.dtype}"
         )
-    if mu.shape != logvar.shape or mu.dtype != logvar.dtype or mu.device != logvar.device:
+    if mu.shape != logvar.shape:
         raise InputError(
-            "reparameterize: expected logvar of the shape, dtype and device of mu, got "
-            f"mu: {tuple(mu.shape)} {mu.dtype} {mu.device}, "
-            f"logvar: {tuple(logvar.shape)} {logvar.dtype} {logvar.device}"
+            f"reparameterize: expected logvar of the shape of mu {tuple(mu.shape)}, got "
+            f"logvar.shape={tuple(logvar.shape)}"
         )
-
-
-def _check_weight(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise InputError(f"reparameterize: expected a finite {name} >= 0, got {name}={value}")
+    check_alike("reparameterize", "logvar", logvar, "mu", mu)
 
 
 if loaded():

@@ -43,43 +43,60 @@ void forward_rows(const ReparameterizeForward<scalar_t>& params, int64_t begin, 
                   });
     double kl = 0;
     for (int lane = 0; lane < kSumLanes; ++lane) kl += sums[lane];
-    params.kl[n] = static_cast<scalar_t>(params.beta * kl);
+    params.kl[n] = static_cast<scalar_t>(zero_or_product(params.beta, kl));
+  }
+}
+
+// What a missing gradient would multiply is not computed: it may be infinite or NaN.
+template <bool has_grad_z, bool has_grad_kl, bool has_free_bits, typename scalar_t>
+void backward_rows(const ReparameterizeBackward<scalar_t>& params, int64_t begin, int64_t end) {
+  const scalar_t free_bits = static_cast<scalar_t>(params.free_bits);
+  const bool one_grad_z = !has_grad_z || params.grad_z_step == 0;
+  scalar_t same_grad_z[kTile];
+  for (scalar_t& grad : same_grad_z) grad = has_grad_z ? *params.grad_z : scalar_t(0);
+  for (int64_t n = begin; n < end; ++n) {
+    const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
+    const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
+    const scalar_t grad_kl =
+        has_grad_kl ? params.grad_kl[n * params.grad_kl_stride] * static_cast<scalar_t>(params.beta)
+                    : scalar_t(0);
+    const int64_t row_start = params.offset + n * params.D;
+    for_each_tile(PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
+                  [&](const float* noise, int64_t first, int64_t count) {
+                    const int64_t d0 = first - row_start;
+                    const int64_t at = n * params.D + d0;
+                    const scalar_t* grad_z = one_grad_z ? same_grad_z : params.grad_z + at;
+                    for (int64_t i = 0; i < count; ++i) {
+                      const scalar_t lv = logvar[d0 + i];
+                      const scalar_t std = vector_exp(lv * scalar_t(0.5));
+                      const scalar_t eps = static_cast<scalar_t>(noise[i]);
+                      if constexpr (has_grad_kl) {
+                        const scalar_t m = mu[d0 + i];
+                        const scalar_t variance_minus_one = vector_expm1(lv, std * std);
+                        const bool flat =
+                            has_free_bits &&
+                            takes_free_bits(kl_term(m, lv, variance_minus_one), free_bits);
+                        const scalar_t slope = flat ? scalar_t(0) : grad_kl;
+                        params.grad_mu[at + i] = grad_z[i] + slope * m;
+                        params.grad_logvar[at + i] =
+                            grad_logvar_of_both(grad_z[i], slope, std, eps, variance_minus_one);
+                      } else {
+                        params.grad_mu[at + i] = grad_z[i];
+                        params.grad_logvar[at + i] = grad_logvar_of_z(grad_z[i], std, eps);
+                      }
+                    }
+                  });
   }
 }
 
 template <bool has_free_bits, typename scalar_t>
 void backward_rows(const ReparameterizeBackward<scalar_t>& params, int64_t begin, int64_t end) {
-  const scalar_t free_bits = static_cast<scalar_t>(params.free_bits);
-  const bool one_grad_z = params.grad_z == nullptr || params.grad_z_step == 0;
-  scalar_t same_grad_z[kTile];
-  for (scalar_t& grad : same_grad_z) grad = params.grad_z ? *params.grad_z : scalar_t(0);
-  for (int64_t n = begin; n < end; ++n) {
-    const scalar_t* mu = params.mu.data + n * params.mu.row_stride;
-    const scalar_t* logvar = params.logvar.data + n * params.logvar.row_stride;
-    const scalar_t grad_kl = params.grad_kl ? params.grad_kl[n * params.grad_kl_stride] *
-                                                  static_cast<scalar_t>(params.beta)
-                                            : scalar_t(0);
-    const int64_t row_start = params.offset + n * params.D;
-    for_each_tile(
-        PhiloxKind::kNormal, params.seed, row_start, row_start + params.D,
-        [&](const float* noise, int64_t first, int64_t count) {
-          const int64_t d0 = first - row_start;
-          const int64_t at = n * params.D + d0;
-          const scalar_t* grad_z = one_grad_z ? same_grad_z : params.grad_z + at;
-          for (int64_t i = 0; i < count; ++i) {
-            const scalar_t m = mu[d0 + i];
-            const scalar_t lv = logvar[d0 + i];
-            const scalar_t std = vector_exp(lv * scalar_t(0.5));
-            const scalar_t variance_minus_one = vector_expm1(lv, std * std);
-            const bool flat =
-                has_free_bits && takes_free_bits(kl_term(m, lv, variance_minus_one), free_bits);
-            const scalar_t slope = flat ? scalar_t(0) : grad_kl;
-            params.grad_mu[at + i] = grad_z[i] + slope * m;
-            params.grad_logvar[at + i] = grad_logvar_term(
-                grad_z[i], slope, std, static_cast<scalar_t>(noise[i]), variance_minus_one);
-          }
-        });
+  if (params.grad_kl == nullptr) {
+    if (params.grad_z != nullptr) return backward_rows<true, false, false>(params, begin, end);
+    return;
   }
+  params.grad_z != nullptr ? backward_rows<true, true, has_free_bits>(params, begin, end)
+                           : backward_rows<false, true, has_free_bits>(params, begin, end);
 }
 
 }  // namespace

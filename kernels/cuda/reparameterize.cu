@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     kl = block_sum<kThreads>(kl);
-    if (threadIdx.x == 0) params.kl[n] = store<scalar_t>(static_cast<acc_t>(params.beta) * kl);
+    if (threadIdx.x == 0)
+      params.kl[n] = store<scalar_t>(zero_or_product(static_cast<acc_t>(params.beta), kl));
   }
 }
 
@@ -64,15 +65,21 @@ __global__ void __launch_bounds__(kThreads)
         const int64_t at = n * params.D + d;
         const acc_t grad_z =
             params.grad_z ? load<acc_t>(params.grad_z[at * params.grad_z_step]) : acc_t(0);
-        const acc_t m = load<acc_t>(mu[d]);
         const acc_t lv = load<acc_t>(logvar[d]);
+        const acc_t std = exp(lv / 2), eps = static_cast<acc_t>(noise.lane[lane]);
+        if (params.grad_kl == nullptr) {  // what it would multiply may be infinite or NaN
+          params.grad_mu[at] = store<scalar_t>(grad_z);
+          params.grad_logvar[at] = store<scalar_t>(grad_logvar_of_z(grad_z, std, eps));
+          continue;
+        }
+        const acc_t m = load<acc_t>(mu[d]);
         const acc_t variance_minus_one = expm1(lv);
         const bool flat =
             has_free_bits && takes_free_bits(kl_term(m, lv, variance_minus_one), free_bits);
         const acc_t slope = flat ? acc_t(0) : grad_kl;
         params.grad_mu[at] = store<scalar_t>(grad_z + slope * m);
-        params.grad_logvar[at] = store<scalar_t>(grad_logvar_term(
-            grad_z, slope, exp(lv / 2), static_cast<acc_t>(noise.lane[lane]), variance_minus_one));
+        params.grad_logvar[at] =
+            store<scalar_t>(grad_logvar_of_both(grad_z, slope, std, eps, variance_minus_one));
       }
     }
   }

@@ -1,11 +1,19 @@
 """z = mu + exp(logvar / 2) * noise and the divergence per row, in Triton: one program per row."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
 from .elementary import exp, expm1
 from .philox import normals, philox_fill
+
+
+@triton.jit
+def _zero_or_product(factor, large):
+    """0 for zero times infinity, which stands for a number too large for float32."""
+    return tl.where((factor == 0) & (large == large), 0.0, factor * large)
 
 
 @triton.jit
@@ -36,13 +44,14 @@ def _reparameterize_fwd_kernel(
         b_noise = normals(b_seed, first_block + i_d // 4, BLOCK)
         b_mu = tl.load(mu + i_n * mu_stride_n + o_d, mask=m_d, other=0).to(tl.float32)
         b_logvar = tl.load(logvar + i_n * logvar_stride_n + o_d, mask=m_d, other=0).to(tl.float32)
-        b_z = b_mu + exp(b_logvar * 0.5) * b_noise
+        b_z = b_mu + _zero_or_product(b_noise, exp(b_logvar * 0.5))
         tl.store(z + i_n * D + o_d, b_z.to(z.dtype.element_ty), mask=m_d)
         b_term = 0.5 * (b_mu * b_mu + expm1(b_logvar) - b_logvar)
         if HAS_FREE_BITS:
             b_term = tl.where(b_term <= free_bits, free_bits, b_term)  # NaN stays NaN
         b_kl += tl.where(m_d, b_term, 0.0)
-    tl.store(kl + i_n, (beta * tl.sum(b_kl, 0)).to(kl.dtype.element_ty))
+    b_sum = _zero_or_product(beta, tl.sum(b_kl, 0))
+    tl.store(kl + i_n, b_sum.to(kl.dtype.element_ty))
 
 
 @triton.jit
@@ -81,14 +90,25 @@ def _reparameterize_bwd_kernel(
         b_grad_z = tl.zeros((BLOCK,), tl.float32)
         if HAS_GRAD_Z:
             b_grad_z = tl.load(grad_z + i_n * D + o_d, mask=m_d, other=0).to(tl.float32)
-        b_variance_minus_one = expm1(b_logvar)
-        b_slope = tl.zeros((BLOCK,), tl.float32) + b_grad_kl
-        if HAS_FREE_BITS:
-            b_term = 0.5 * (b_mu * b_mu + b_variance_minus_one - b_logvar)
-            b_slope = tl.where(b_term <= free_bits, 0.0, b_slope)
-        b_grad_mu = b_grad_z + b_slope * b_mu
         b_std = exp(b_logvar * 0.5)
-        b_grad_logvar = 0.5 * (b_grad_z * b_std * b_noise + b_slope * b_variance_minus_one)
+        b_of_z = 0.5 * b_grad_z * b_noise
+        if HAS_GRAD_KL:
+            b_variance_minus_one = expm1(b_logvar)
+            b_slope = tl.zeros((BLOCK,), tl.float32) + b_grad_kl
+            if HAS_FREE_BITS:
+                b_term = 0.5 * (b_mu * b_mu + b_variance_minus_one - b_logvar)
+                b_slope = tl.where(b_term <= free_bits, 0.0, b_slope)
+            b_grad_mu = b_grad_z + b_slope * b_mu
+            b_of_kl = 0.5 * b_slope
+            b_grad_logvar = b_of_z * b_std + b_of_kl * b_variance_minus_one
+            # As kernels/reparameterize.h: no infinities of different signs.
+            b_factored = _zero_or_product(b_of_z + _zero_or_product(b_of_kl, b_std), b_std)
+            b_grad_logvar = tl.where(
+                b_variance_minus_one == float("inf"), b_factored, b_grad_logvar
+            )
+        else:
+            b_grad_mu = b_grad_z
+            b_grad_logvar = _zero_or_product(b_of_z, b_std)
         tl.store(grad_mu + i_n * D + o_d, b_grad_mu.to(grad_mu.dtype.element_ty), mask=m_d)
         tl.store(
             grad_logvar + i_n * D + o_d, b_grad_logvar.to(grad_logvar.dtype.element_ty), mask=m_d
@@ -123,7 +143,8 @@ def reparameterize(
         terms = 0.5 * (mu.square() + variance_minus_one - logvar)
         if free_bits > 0:
             terms = torch.where(terms <= free_bits, free_bits, terms)
-        return mu + torch.exp(logvar / 2) * noise, beta * _rows(terms).sum(1)
+        z = mu + _zero_or_product_64(noise, torch.exp(logvar / 2))
+        return z, _zero_or_product_64(mu.new_tensor(beta), _rows(terms).sum(1))
     if mu.numel() == 0:
         return z, kl.zero_()
     mu_rows, logvar_rows = _rows(mu), _rows(logvar)
@@ -157,22 +178,24 @@ def reparameterize_backward(
     beta: float = 1.0,
     free_bits: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Backward launcher, with the op's own signature; a missing gradient means zero."""
+    """Backward launcher, with the op's own signature; a missing gradient adds no term."""
     grad_mu = torch.zeros(mu.shape, dtype=mu.dtype, device=mu.device)
     grad_logvar = torch.zeros_like(grad_mu)
     if mu.dtype == torch.float64:
         noise = _float64_noise(mu, seed, offset)
-        if grad_z is not None:
-            grad_mu += grad_z
-            grad_logvar += 0.5 * grad_z * torch.exp(logvar / 2) * noise
-        if grad_kl is not None:
-            slope = beta * grad_kl.reshape(-1, *(1,) * (mu.dim() - 1)).expand_as(mu)
-            variance_minus_one = torch.expm1(logvar)
-            if free_bits > 0:
-                terms = 0.5 * (mu.square() + variance_minus_one - logvar)
-                slope = torch.where(terms <= free_bits, 0.0, slope)
-            grad_mu += slope * mu
-            grad_logvar += 0.5 * slope * variance_minus_one
+        std = torch.exp(logvar / 2)
+        of_z = grad_mu if grad_z is None else 0.5 * grad_z * noise
+        if grad_kl is None:
+            return grad_mu if grad_z is None else grad_z.clone(), _zero_or_product_64(of_z, std)
+        slope = beta * grad_kl.reshape(-1, *(1,) * (mu.dim() - 1)).expand_as(mu)
+        variance_minus_one = torch.expm1(logvar)
+        if free_bits > 0:
+            terms = 0.5 * (mu.square() + variance_minus_one - logvar)
+            slope = torch.where(terms <= free_bits, 0.0, slope)
+        factored = _zero_or_product_64(of_z + _zero_or_product_64(0.5 * slope, std), std)
+        both = of_z * std + 0.5 * slope * variance_minus_one
+        grad_logvar = torch.where(variance_minus_one == math.inf, factored, both)
+        grad_mu = slope * mu if grad_z is None else grad_z + slope * mu
         return grad_mu, grad_logvar
     if mu.numel() == 0:
         return grad_mu, grad_logvar
@@ -199,6 +222,10 @@ def reparameterize_backward(
         enable_fp_fusion=False,
     )
     return grad_mu, grad_logvar
+
+
+def _zero_or_product_64(factor: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
+    return torch.where((factor == 0) & (large == large), 0.0, factor * large)
 
 
 def _float64_noise(mu: torch.Tensor, seed: torch.Tensor, offset: int) -> torch.Tensor:

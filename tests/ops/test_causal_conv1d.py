@@ -367,8 +367,8 @@ def test_refuses_bad_input() -> None:
         (r"skip_weight of shape \[S, G, 1\]", {"skip_weight": layer["skip_bias"]}),
         (r"skip_weight of shape \(5, 4, 1\)", {"skip_weight": layer["weight"][:5]}),
         (r"skip_bias of shape \(5,\)", {"skip_bias": layer["bias"]}),
-        (r"integer dilation >= 1, got dilation=0", {"dilation": 0}),
-        (r"integer dilation >= 1, got dilation=1.5", {"dilation": 1.5}),
+        (r"integer in 1 .. 2147483647, got dilation=0", {"dilation": 0}),
+        (r"integer in 1 .. 2147483647, got dilation=1.5", {"dilation": 1.5}),
         (r"bias of the dtype and device of x", {"bias": layer["bias"].double()}),
         (r"weight of the dtype and device of x", {"weight": layer["weight"].to("meta")}),
     ]
@@ -389,7 +389,7 @@ def test_ops_refuse_bad_input() -> None:
         ("expected no residual_bias without", {"residual_weight": None}),
         (r"expected skip_weight of shape \[S, G, 1\]", {"skip_weight": layer["skip_bias"]}),
         ("expected skip_bias of the dtype and device", {"skip_bias": layer["skip_bias"].double()}),
-        ("expected dilation >= 1", {"dilation": 0}),
+        ("expected dilation in 1 .. 2147483647", {"dilation": 0}),
     ]
     for message, changed in cases:
         given = tuple((layer | {"dilation": 1} | changed).values())

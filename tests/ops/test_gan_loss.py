@@ -239,15 +239,21 @@ def test_refuses_bad_input() -> None:
         (r"expected kind one of minimax, .*, got kind='vanilla'", {"kind": "vanilla"}),
         (r"expected role one of discriminator, generator, got role='critic'", {"role": "critic"}),
         (r"expected real and fake for the discriminator, got real=None", {"real": None}),
-        (r"expected fake alone for the generator, got real of shape \(2,\)", {"role": "generator"}),
+        (
+            r"expected no real logits for the generator, got real.shape=\(2,\)",
+            {"role": "generator"},
+        ),
         (r"at least one floating point logit, got fake.shape=\(0,\)", {"fake": fake[:0]}),
         (r"at least one floating point logit, got real.shape=\(0,\)", {"real": real[:0]}),
         (
             r"one floating point logit, got fake.shape=\(3,\), fake.dtype=.*64",
             {"fake": fake.long()},
         ),
-        (r"expected real of the dtype and device of fake, got fake", {"real": real.double()}),
-        (r"expected real of the dtype and device of fake, got fake", {"real": real.to("meta")}),
+        (
+            r"expected real of the dtype and device of fake .*got real.dtype",
+            {"real": real.double()},
+        ),
+        (r"expected real of the dtype and device of fake .*device=meta", {"real": real.to("meta")}),
         (
             r"expected real and fake for kind='relativistic', got real=None",
             {"real": None, "kind": "relativistic", "role": "generator"},

@@ -320,8 +320,11 @@ def test_refuses_bad_input() -> None:
         (r"or of the shape of x \(2, 4, 3\), got condition.shape=\(4,\)", (x, x[0, :, 0])),
         (r"got condition.shape=\(2, 4, 2\)", (x, x[:, :, :2])),
         (r"got condition.shape=\(1, 4\)", (x, x[:1, :, 0])),
-        (r"the dtype and device of x, got x: torch.float32", (x, x.double())),
-        (r"the dtype and device of x, got x: torch.float32 cpu", (x, x.to("meta"))),
+        (
+            r"the dtype and device of x \(torch.float32 on cpu\), got condition.dtype",
+            (x, x.double()),
+        ),
+        (r"got .*, condition.device=meta", (x, x.to("meta"))),
     ]
     for message, wrong in cases:
         with pytest.raises(InputError, match=f"gated_activation: .*{message}"):

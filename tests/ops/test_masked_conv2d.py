@@ -341,8 +341,14 @@ def refusals() -> dict:
                 {"mask": mask.float().requires_grad_()},
                 "expected a mask without gradient",
             ),
-            "stride": ({"stride": 0}, "expected an integer or a pair of integers >= 1, got stride"),
-            "padding": ({"padding": (1, -1)}, r"expected .* \(left, right, top, bottom\), got pad"),
+            "stride": (
+                {"stride": 0},
+                "expected an integer or a pair of integers >= 1 .* got stride",
+            ),
+            "padding": (
+                {"padding": (1, -1)},
+                r"expected .* \(left, right, top, bottom\), .* got pad",
+            ),
             "three-sides": ({"padding": (1, 1, 1)}, "expected an integer or a pair .* got padding"),
             "crop": ({"padding": (9, 0, 9, -8)}, "expected padding that crops no more than"),
             "dilation": ({"dilation": (1, 1, 1)}, "expected an integer or a pair .* got dilation"),
