@@ -16,6 +16,7 @@ constexpr double kFarBytesPerNs = 31;    // weights from beyond it
 constexpr double kNearBytes = 1.6e6;     // what stays there
 constexpr double kBarrierNs = 300;
 constexpr double kInstructionNs = 60;
+constexpr double kSeenBytesPerNs = 15;  // keys and values, which nothing reads twice
 
 template <typename scalar_t>
 double instruction_ns(const Instruction<scalar_t>& instruction, double rows, double bytes_per_ns,
@@ -35,6 +36,13 @@ double instruction_ns(const Instruction<scalar_t>& instruction, double rows, dou
     case Kind::kPointwise:
       return kInstructionNs + rows * static_cast<double>(instruction.count) * part * width * 0.05 *
                                   static_cast<double>(2 + instruction.steps.size());
+    case Kind::kAttend: {
+      const Attention& attention = instruction.attention;
+      const double numbers = static_cast<double>(instruction.K + instruction.count) * part;
+      // The past is half of all positions on average.
+      const double seen = 0.5 * static_cast<double>(attention.seen());
+      return kInstructionNs + rows * seen * (numbers * width / kSeenBytesPerNs + 1);
+    }
     case Kind::kReduce:
     case Kind::kLookup:
       break;
@@ -94,10 +102,11 @@ int64_t panels_of(int64_t features, int64_t width) {
   return (features + width - 1) / width;
 }
 
-// Panels that a group can be divided into, 0 if its features cannot be shared.
+// Panels or heads that a group can be divided into, 0 if its features cannot be shared.
 template <typename scalar_t>
 int64_t feature_units(const Plan<scalar_t>& plan, const Group<scalar_t>& group) {
   const auto& first = group.instructions.front();
+  if (first.kind == Kind::kAttend && group.instructions.size() == 1) return first.attention.heads;
   if (first.kind != Kind::kGemm || group.instructions.size() > 2 || first.copies_initial) return 0;
   return panels_of(group.instructions.back().count, plan.kernels.panel_width);
 }
@@ -136,6 +145,13 @@ void share_features(const Plan<scalar_t>& plan, Assignment<scalar_t>& assignment
   const int64_t width = plan.kernels.panel_width;
   const auto& first = instructions.front();
   const auto& last = instructions.back();
+  if (first.kind == Kind::kAttend) {
+    const int64_t heads = first.attention.heads;
+    for (int64_t t = 0; t < threads; ++t) {
+      assignment.shares.push_back({{}, heads * t / threads, heads * (t + 1) / threads});
+    }
+    return;
+  }
   const int64_t units = panels_of(last.count, width);
   const int64_t blocks = first.count / last.count;  // that each feature of the last is made of
   for (int64_t t = 0; t < threads; ++t) {
@@ -161,6 +177,7 @@ void share_whole(const Plan<scalar_t>& plan, Assignment<scalar_t>& assignment) {
       const int64_t panels = panels_of(instruction.count, plan.kernels.panel_width);
       for (int64_t p = 0; p < panels; ++p) share.panels.push_back(static_cast<int32_t>(p));
     }
+    if (instruction.kind == Kind::kAttend) share.end = instruction.attention.heads;
     assignment.shares.push_back(share);
   }
 }
@@ -168,9 +185,15 @@ void share_whole(const Plan<scalar_t>& plan, Assignment<scalar_t>& assignment) {
 template <typename scalar_t>
 bool reads(const Instruction<scalar_t>& instruction, int32_t grid) {
   const auto is = [grid](const Read& read) { return read.grid == grid; };
-  return std::any_of(instruction.reads.begin(), instruction.reads.end(), is) ||
-         std::any_of(instruction.taps.begin(), instruction.taps.end(),
-                     [&](const Tap& tap) { return is(tap.read); });
+  const auto any = [&](const std::vector<Read>& those) {
+    return std::any_of(those.begin(), those.end(), is);
+  };
+  if (instruction.kind == Kind::kAttend) {
+    const Attention& attention = instruction.attention;
+    if (is(attention.bias) || any(attention.keys.reads) || any(attention.values.reads)) return true;
+  }
+  return any(instruction.reads) || std::any_of(instruction.taps.begin(), instruction.taps.end(),
+                                               [&](const Tap& tap) { return is(tap.read); });
 }
 
 // Whether two instructions write the same features of a buffer that the first one writes.

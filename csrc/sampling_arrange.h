@@ -22,7 +22,7 @@ enum class Split {
 // A thread's part of an instruction.
 struct Share {
   std::vector<int32_t> panels;  // of a Gemm
-  int64_t begin, end;           // features of a Pointwise
+  int64_t begin, end;           // features of a Pointwise, heads of an Attend
 };
 
 template <typename scalar_t>

@@ -135,6 +135,23 @@ class Builder {
     made.levels = weight.size(0);
   }
 
+  void attend(int64_t out, int64_t first, const WhenFields& when,
+              const std::vector<ReadFields>& queries, const std::vector<ReadFields>& keys,
+              const std::vector<ReadFields>& values, const ReadFields& bias, int64_t heads,
+              int64_t height, int64_t width, double scale) {
+    int64_t count = 0;
+    for (const ReadSpec& read : read_specs(values)) count += read.count;
+    InstructionSpec<scalar_t>& made = add(Kind::kAttend, out, first, count, when);
+    made.reads = read_specs(queries);
+    made.keys = read_specs(keys);
+    made.values = read_specs(values);
+    made.score_bias = read_spec(bias);
+    made.heads = heads;
+    made.seen_height = height;
+    made.seen_width = width;
+    made.scale = scale;
+  }
+
   void draw(int64_t first, int64_t count, const std::vector<ReadFields>& reads) {
     spec_.draws.push_back({first, count, read_specs(reads)});
   }
@@ -321,6 +338,7 @@ void bind(py::module_& m, const std::string& suffix) {
       .def("pointwise", &Made::pointwise)
       .def("reduce", &Made::reduce)
       .def("lookup", &Made::lookup)
+      .def("attend", &Made::attend)
       .def("draw", &Made::draw)
       .def("finish", &Made::finish, py::call_guard<py::gil_scoped_release>());
   py::class_<Run<scalar_t>, std::shared_ptr<Run<scalar_t>>>(m, ("SamplingRun" + suffix).c_str())

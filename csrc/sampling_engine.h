@@ -1,4 +1,4 @@
-// The sampling engine's classes in Python; genfast/sampling/native.py is their only user.
+// The sampling engine's classes in Python; genfast/sampling/run/native.py is their only user.
 #pragma once
 
 #include <pybind11/pybind11.h>

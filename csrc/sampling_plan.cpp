@@ -45,7 +45,10 @@ Kernels<scalar_t> kernels_of_this_machine() {
   return cpu::at_simd_level([](auto level) {
     return Kernels<scalar_t>{cpu::kPanelWidth<level(), scalar_t>,
                              cpu::sampling_gemm<level(), scalar_t>,
-                             cpu::sampling_pointwise<level(), scalar_t>};
+                             cpu::sampling_pointwise<level(), scalar_t>,
+                             cpu::sampling_attend_scores<level(), scalar_t>,
+                             cpu::sampling_attend_weights<level(), scalar_t>,
+                             cpu::sampling_attend_values<level(), scalar_t>};
   });
 }
 
@@ -147,6 +150,9 @@ class Compiler {
         break;
       case Kind::kLookup:
         lookup(spec, packer, made);
+        break;
+      case Kind::kAttend:
+        attend(spec, made);
         break;
     }
     return made;
@@ -276,6 +282,53 @@ class Compiler {
     if (rows != nullptr) std::copy(spec.weight.begin(), spec.weight.end(), rows);
   }
 
+  void attend(const InstructionSpec<scalar_t>& spec, Instruction<scalar_t>& made) const {
+    Attention& attention = made.attention;
+    require(spec.heads >= 1 && spec.heads < kLongest, "heads >= 1", "heads", spec.heads);
+    const bool small = spec.seen_height >= 1 && spec.seen_width >= 1 &&
+                       spec.seen_height < kLongest && spec.seen_width < kLongest;
+    require(small && spec.seen_height * spec.seen_width < kLongest, "1 to 2^31 positions", "width",
+            spec.seen_width);
+    attention.heads = spec.heads;
+    attention.height = spec.seen_height;
+    attention.width = spec.seen_width;
+    attention.scale = spec.scale;
+    made.reads = joined(spec.reads, &made.K, &made.begins);
+    attention.keys = sight(spec.keys, spec.heads);
+    attention.values = sight(spec.values, spec.heads);
+    require(made.K == attention.keys.size * spec.heads, "as many queries as keys", "count", made.K);
+    require(spec.count == attention.values.size * spec.heads, "as many results as values", "count",
+            spec.count);
+    attention.bias = read(spec.score_bias);
+    const int64_t seen = attention.seen(), biases = attention.bias.count;
+    require(biases == seen || biases == seen * spec.heads, "a bias [heads or 1, positions]",
+            "count", biases);
+    attention.bias_heads = biases / seen;
+  }
+
+  // Joined reads, cut where heads begin.
+  Sight sight(const std::vector<ReadSpec>& specs, int64_t heads) const {
+    Sight made;
+    int64_t total = 0;
+    made.reads = joined(specs, &total);
+    require(total >= heads && total % heads == 0, "as many features for every head", "count",
+            total);
+    made.size = total / heads;
+    made.begins.push_back(0);
+    int64_t at = 0;
+    for (size_t r = 0; r < made.reads.size(); ++r) {
+      for (int64_t offset = 0; offset < made.reads[r].count;) {
+        const int64_t first = at % made.size;
+        const int64_t count = std::min(made.size - first, made.reads[r].count - offset);
+        made.pieces.push_back({static_cast<int32_t>(r), offset, first, count});
+        offset += count;
+        at += count;
+        if (at % made.size == 0) made.begins.push_back(static_cast<int32_t>(made.pieces.size()));
+      }
+    }
+    return made;
+  }
+
   const ProgramSpec<scalar_t>& spec_;
   const Plan<scalar_t>& plan_;
 };
@@ -286,6 +339,11 @@ void each_read(const Instruction<scalar_t>& instruction, Visit visit) {
     visit(tap.read, instruction.up == 1 && instruction.down == 1);
   }
   for (const Read& read : instruction.reads) visit(read, true);
+  if (instruction.kind == Kind::kAttend) {
+    visit(instruction.attention.bias, true);
+    for (const Read& read : instruction.attention.keys.reads) visit(read, false);
+    for (const Read& read : instruction.attention.values.reads) visit(read, false);
+  }
 }
 
 // Whether `later` may run for some rows before `earlier` has run for the others.
@@ -552,7 +610,22 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
       if (instruction.kind == Kind::kPointwise)
         most_registers = std::max(most_registers, instruction.K);
       if (instruction.has_initial) most_features = std::max(most_features, instruction.count);
-      if (instruction.kind == Kind::kReduce) most_features = std::max(most_features, instruction.K);
+      if (instruction.kind == Kind::kReduce || instruction.kind == Kind::kAttend)
+        most_features = std::max(most_features, instruction.K);
+      if (instruction.kind == Kind::kAttend) {
+        const Attention& attention = instruction.attention;
+        for (const std::vector<Read>& reads : {attention.keys.reads, attention.values.reads}) {
+          for (const Read& read : reads) {
+            Grid<scalar_t>& seen = grids[static_cast<size_t>(read.grid)];
+            seen.by_image = seen.wraps;
+          }
+        }
+        most_reads = std::max(most_reads, 1 + static_cast<int64_t>(instruction.reads.size()));
+        most_seen = std::max(most_seen, attention.seen());
+        most_depth = std::max({most_depth, attention.keys.size, attention.values.size});
+        most_sights = std::max({most_sights, static_cast<int64_t>(attention.keys.reads.size()),
+                                static_cast<int64_t>(attention.values.reads.size())});
+      }
       for (const Tap& tap : instruction.taps) {
         most_features =
             std::max(most_features, tap.read.count * std::max<int64_t>(1, std::abs(tap.read.step)));

@@ -36,6 +36,9 @@ struct Kernels {
   int64_t panel_width;
   void (*gemm)(cpu::GemmCall<scalar_t>);
   void (*pointwise)(const cpu::PointwiseCall<scalar_t>&);
+  void (*attend_scores)(const cpu::AttendKeys<scalar_t>&);
+  scalar_t (*attend_weights)(const cpu::AttendWeights<scalar_t>&);
+  void (*attend_values)(const cpu::AttendValues<scalar_t>&);
 };
 
 // A read of a grid: the buffers, then the tables. Bounds lie within the grid.
@@ -49,6 +52,24 @@ struct Tap {
   Read read;
   int64_t first_k;
   int64_t phase_row, phase_column;
+};
+
+// What an Attend sees at other positions than its own, head by head.
+struct Sight {
+  std::vector<Read> reads;
+  std::vector<cpu::AttendPiece> pieces;
+  std::vector<int32_t> begins;  // of each head's pieces, and the end
+  int64_t size = 0;             // numbers of a head
+};
+
+struct Attention {
+  Sight keys, values;
+  Read bias{};
+  int64_t bias_heads = 1;  // heads with a bias of their own, or 1
+  int64_t heads = 0, height = 0, width = 0;
+  double scale = 1;
+
+  int64_t seen() const { return height * width; }
 };
 
 template <typename scalar_t>
@@ -65,7 +86,7 @@ struct Instruction {
   bool copies_initial = false;  // `reads` are joined or strided: copied to `out` first
   bool finite = true;
   bool sparse = false;          // many inputs may be zero, and then no product of theirs counts
-  std::vector<Read> reads;      // of the initial value or the operands
+  std::vector<Read> reads;      // of the initial value, the operands or the queries
   std::vector<int64_t> begins;  // feature of the result at which each read begins
   const scalar_t* packed = nullptr;  // panels of a Gemm, rows of a Lookup
   const scalar_t* bias = nullptr;
@@ -76,6 +97,7 @@ struct Instruction {
   bool maximum = false;
   int64_t outer = 1, size = 1, inner = 1;
   int64_t levels = 0;
+  Attention attention;  // of an Attend
 
   bool writes(int32_t grid) const { return grid == out || grid == rectified; }
   // The first feature of a buffer that it writes.
@@ -101,6 +123,7 @@ struct Grid {
   bool wraps;                               // a buffer: position modulo slots
   int64_t condition = -1;                   // a conditioning table
   const scalar_t* constant = nullptr;       // a constant table
+  bool by_image = false;  // an image's positions lie together, for they are read together
 };
 
 template <typename scalar_t>
@@ -126,6 +149,9 @@ struct Plan {
   int64_t most_levels = 1;     // parameters of a draw
   int64_t most_features = 1;   // of a read
   int64_t most_live = 0;       // inputs of a sparse Gemm
+  int64_t most_seen = 0;       // positions of an Attend
+  int64_t most_depth = 0;      // numbers of a head, of keys or values
+  int64_t most_sights = 0;     // reads of keys or of values
   size_t packed_bytes() const { return memory.bytes(); }
 
  private:

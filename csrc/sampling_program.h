@@ -42,9 +42,9 @@ struct TapSpec {
   int64_t phase_row, phase_column;
 };
 
-enum class Kind { kGemm, kPointwise, kReduce, kLookup };
+enum class Kind { kGemm, kPointwise, kReduce, kLookup, kAttend };
 
-// The fields of all four kinds of instruction; each uses its own.
+// The fields of all kinds of instruction; each uses its own.
 template <typename scalar_t>
 struct InstructionSpec {
   Kind kind;
@@ -54,7 +54,7 @@ struct InstructionSpec {
   std::vector<scalar_t> bias;
   std::vector<ReadSpec> initial;
   int64_t up = 1, down = 1;
-  std::vector<ReadSpec> reads;  // of a Pointwise, a Reduce or (one) a Lookup
+  std::vector<ReadSpec> reads;  // of a Pointwise, a Reduce, (one) a Lookup; an Attend's queries
   std::vector<double> constants;
   struct Step {
     cpu::PointwiseOp op;
@@ -65,6 +65,10 @@ struct InstructionSpec {
   int64_t outer = 1, size = 1, inner = 1;
   std::vector<scalar_t> weight;  // of a Lookup: [levels, count]
   int64_t levels = 0;
+  std::vector<ReadSpec> keys, values;  // of an Attend
+  ReadSpec score_bias{};
+  int64_t heads = 1, seen_height = 1, seen_width = 1;
+  double scale = 1;
 };
 
 struct DrawSpec {

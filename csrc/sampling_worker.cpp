@@ -52,11 +52,15 @@ Block<scalar_t>::Block(const Plan<scalar_t>& plan, int64_t first, int64_t n,
     }
     store.image_stride = images == 1 && !grid.wraps ? 0 : grid.stride;
     store.column_stride = images * grid.stride;
+    if (grid.by_image) {
+      store.image_stride = store.rows * store.columns * grid.stride;
+      store.column_stride = grid.stride;
+    }
     store.row_stride = store.columns * store.column_stride;
     stores.push_back(store);
     begins.push_back(numbers);
     if (grid.constant == nullptr) {
-      numbers += (store.rows * store.row_stride + line - 1) / line * line;
+      numbers += (images * store.rows * store.columns * grid.stride + line - 1) / line * line;
     }
   }
   memory = Memory(static_cast<size_t>(numbers) * sizeof(scalar_t));
@@ -102,7 +106,8 @@ Worker<scalar_t>::Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>
                  sizeof(scalar_t)),
       joined_(static_cast<size_t>(std::max(plan.most_features, plan.most_levels)) *
               sizeof(scalar_t)),
-      doubles_(static_cast<size_t>(plan.most_levels) * sizeof(double)) {}
+      doubles_(static_cast<size_t>(plan.most_levels) * sizeof(double)),
+      attending_(plan) {}
 
 template <typename scalar_t>
 void Worker<scalar_t>::settle(bool all) {
@@ -194,6 +199,9 @@ void Worker<scalar_t>::run_rows(const Block<scalar_t>& block,
         break;
       case Kind::kLookup:
         lookup(block, instruction, chunk);
+        break;
+      case Kind::kAttend:
+        attend(block, instruction, share, chunk);
         break;
     }
   }

@@ -72,6 +72,20 @@ struct Block {
   }
 };
 
+// Scratch of a thread for attention: of kAttendHeads heads at a time.
+template <typename scalar_t>
+struct Attending {
+  explicit Attending(const Plan<scalar_t>& plan);
+
+  int64_t seen;   // numbers between the scores of two heads
+  int64_t depth;  // numbers between the queries or the totals of two heads
+  Memory numbers;
+  scalar_t *scores, *queries, *totals, *key;
+  std::vector<cpu::AttendPlace<scalar_t>> places, next;
+  std::vector<scalar_t> fills;
+  std::vector<cpu::AttendRun> runs;
+};
+
 template <typename scalar_t>
 class Worker {
  public:
@@ -118,6 +132,12 @@ class Worker {
               const Chunk& chunk);
   void lookup(const Block<scalar_t>& block, const Instruction<scalar_t>& instruction,
               const Chunk& chunk);
+  void attend(const Block<scalar_t>& block, const Instruction<scalar_t>& instruction,
+              const Share& share, const Chunk& chunk);
+  // Some heads, whose queries are joined, of image b; all see what `runs` says.
+  void attend_heads(const Block<scalar_t>& block, const Attention& attention, int64_t b,
+                    int64_t head, int64_t heads, const scalar_t* queries, const scalar_t* bias,
+                    int64_t bias_step, scalar_t* out);
 
   // Pointers of the chunk's rows; returns whether any row lies inside.
   bool point(const Block<scalar_t>& block, const Read& read, const Chunk& chunk, int64_t up,
@@ -140,6 +160,7 @@ class Worker {
   std::vector<cpu::PointwiseRead<scalar_t>> reads_;
   std::vector<cpu::LiveInput<scalar_t>> live_;
   Memory zeros_, registers_, joined_, doubles_;
+  Attending<scalar_t> attending_;
 };
 
 }  // namespace genfast::sampling

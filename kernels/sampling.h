@@ -157,6 +157,87 @@ struct PointwiseCall {
   scalar_t* scratch;
 };
 
+// Attention goes head by head, so many heads together: what their keys are lies together too.
+constexpr int64_t kAttendHeads = 8;
+
+// A product of a key and a query is the sum of so many chains of fused multiply-adds, where number
+// d belongs to chain d % kAttendLanes, added as a tree.
+constexpr int64_t kAttendLanes = 16;
+
+// Part of a head's numbers: features offset .. offset + count - 1 of a read.
+struct AttendPiece {
+  int32_t read;
+  int64_t offset;
+  int64_t first;  // number of the head where it begins
+  int64_t count;
+};
+
+// Where a read finds its first feature at consecutive positions.
+template <typename scalar_t>
+struct AttendPlace {
+  const scalar_t* first;
+  int64_t stride;  // from position to position
+  int64_t step;    // from feature to feature; 0 also where a read is outside
+};
+
+// Some heads at consecutive positions.
+template <typename scalar_t>
+struct AttendStretch {
+  const AttendPlace<scalar_t>* places;  // per read
+  const AttendPiece* pieces;
+  const int32_t* begins;  // of each head's pieces, and the end
+  int64_t heads;          // at most kAttendHeads
+  int64_t positions;
+};
+
+// scores[head][position] = sum of key * query. Writes whole vectors, also beyond the last.
+template <typename scalar_t>
+struct AttendKeys {
+  AttendStretch<scalar_t> at;
+  int64_t depth;
+  const scalar_t* queries;  // [heads][query_stride], zero beyond the depth
+  int64_t query_stride;     // a multiple of kAttendLanes
+  scalar_t* scores;
+  int64_t score_stride;
+  scalar_t* key;  // room for query_stride
+};
+
+struct AttendRun {
+  int64_t begin, end;
+};
+
+// Of one head: scores become exp(scale * score + bias - highest).
+template <typename scalar_t>
+struct AttendWeights {
+  scalar_t* scores;  // of all seen positions together; room for a multiple of kAttendLanes
+  int64_t seen;
+  const AttendRun* runs;  // the seen positions, ascending
+  int64_t run_count;
+  const scalar_t* bias;  // of position 0
+  int64_t bias_step;
+  scalar_t scale;
+};
+
+// totals[head][w] += sum of weight * value, position by position.
+template <typename scalar_t>
+struct AttendValues {
+  AttendStretch<scalar_t> at;
+  const scalar_t* weights;
+  int64_t weight_stride;
+  scalar_t* totals;
+  int64_t total_stride;
+};
+
+template <SimdLevel level, typename scalar_t>
+void sampling_attend_scores(const AttendKeys<scalar_t>& call);
+
+// Returns the sum of the weights.
+template <SimdLevel level, typename scalar_t>
+scalar_t sampling_attend_weights(const AttendWeights<scalar_t>& call);
+
+template <SimdLevel level, typename scalar_t>
+void sampling_attend_values(const AttendValues<scalar_t>& call);
+
 template <SimdLevel level, typename scalar_t>
 void sampling_gemm(GemmCall<scalar_t> call);
 

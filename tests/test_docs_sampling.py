@@ -60,7 +60,7 @@ def test_models_found_in_the_wild_draw_what_the_naive_loop_draws(
 def test_the_rule_that_is_shown_is_the_rule():
     shown = re.findall(r"^```\n(@rule.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(shown) == 1
-    rules = (ROOT / "genfast" / "sampling" / "rules" / "arithmetic.py").read_text()
+    rules = (ROOT / "genfast" / "sampling" / "lower" / "rules" / "arithmetic.py").read_text()
     assert shown[0] in rules
 
 

@@ -88,8 +88,8 @@ def sample(
         int,
         option(
             metavar="N",
-            help="Images or sounds drawn at a time, which bounds the memory; another number gives "
-            "others (default 256).",
+            help="Images or sounds drawn at a time, which bounds the memory; it does not decide "
+            "which ones (default 256).",
         ),
     ] = 256,
     device: Device = "auto",
@@ -177,13 +177,14 @@ def _draw(
     """Draw images [count, C, H, W], or sounds, the same on every device; return them on the CPU."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
     drawn = []
     for start in range(0, count, batch_size):
         n = min(batch_size, count - start)
+        # The same noise for every batch, each of which goes on where the last one ended.
+        options |= {"generator": torch.Generator().manual_seed(seed), "first": start}
         if labels is not None:
             options["labels"] = labels[start : start + n]
-        drawn.append(model.sample(n, generator=generator, **options).cpu())
+        drawn.append(model.sample(n, **options).cpu())
     return torch.cat(drawn)
 
 

@@ -126,8 +126,8 @@ def draw(
         conditions: what the model is given besides; those that are None are left out.
         event_shape: the shape of each, by default the model's.
         method: "compiled", or "naive" for a forward pass a symbol.
-        **options: `generator`, `seed`, `known`, `known_mask`, `temperature`, `top_k`, `top_p`,
-            `progress` and `return_log_prob`.
+        **options: `generator`, `seed`, `first`, `known`, `known_mask`, `temperature`, `top_k`,
+            `top_p`, `progress` and `return_log_prob`.
     """
     where = type(model).__name__
     require(where, method in METHODS, f"method in {METHODS}", method=method)

@@ -1,6 +1,7 @@
 """What the models share: the training parts, the checks on images, and the checks on settings."""
 
 from collections.abc import Mapping
+from math import prod
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
@@ -64,9 +65,18 @@ class GenerativeModel(nn.Module):
         raise NotImplementedError
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        first: int = 0,
     ) -> Tensor:
-        """Draw n images of integer levels [n, C, H, W], or sounds [n, 1, T]."""
+        """Draw n images of integer levels [n, C, H, W], or sounds [n, 1, T].
+
+        `first` is the number of the first one: with a generator in the same state, `sample(4,
+        first=4)` are the last four of `sample(8)`.
+        """
         raise NotImplementedError
 
     def parts(self, step: int) -> tuple[str, ...]:
@@ -113,9 +123,15 @@ class GenerativeModel(nn.Module):
             rule = f"levels in 0 .. {levels - 1}"
             require(name, low >= 0 and high < levels, rule, smallest=low, largest=high)
 
-    def _normal(self, *size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw standard normal noise: the same for a seed on every device."""
-        return philox_normal(size, generator=generator, device=self.device)
+    def _normal(
+        self, *size: int, generator: torch.Generator | None = None, first: int = 0
+    ) -> Tensor:
+        """Draw standard normal noise: the same for a seed on every device.
+
+        It begins `first` rows down what the seed gives.
+        """
+        offset = first * prod(size[1:])
+        return philox_normal(size, generator=generator, offset=offset, device=self.device)
 
 
 def require(where: str, condition: bool, rule: str, **values: Any) -> None:

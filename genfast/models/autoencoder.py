@@ -140,11 +140,16 @@ class Autoencoder(GenerativeModel):
         return images.view(-1, steps, *images.shape[1:])
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Decode n codes drawn from the Gaussian fitted to the training codes."""
         require_count("Autoencoder", n)
-        noise = self._normal(n, self.config.latent_dim, generator=generator)
+        noise = self._normal(n, self.config.latent_dim, generator=generator, first=first)
         with evaluating(self):
             # Not Cholesky: codes that do not fill all dimensions have a singular covariance.
             variances, directions = torch.linalg.eigh(self.latent_covariance.float())

@@ -197,11 +197,17 @@ class GAN(GenerativeModel):
         return {"loss": loss, **report}
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Generate n images of integer levels [n, C, H, W]."""
         require_count("GAN", n)
-        return self._generate(self._normal(n, self.config.latent_dim, generator=generator))
+        noise = self._normal(n, self.config.latent_dim, generator=generator, first=first)
+        return self._generate(noise)
 
     def interpolate(
         self,

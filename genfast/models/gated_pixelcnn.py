@@ -219,6 +219,7 @@ class GatedPixelCNN(AutoregressiveModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
         seed: int | None = None,
+        first: int = 0,
         labels: Tensor | None = None,
         embedding: Tensor | None = None,
         known: Tensor | None = None,
@@ -236,6 +237,7 @@ class GatedPixelCNN(AutoregressiveModel):
             generator: source of the noise; torch's global one by default.
             progress: show a bar that counts pixels.
             seed: instead of a generator: which noise.
+            first: number of the first one in its stream of noise, whatever the batches.
             labels: class numbers [n]; by default the classes in turn.
             embedding: vectors [n, config.embedding], where the model takes them.
             known: levels to complete, of a shape that broadcasts to the result's; without
@@ -259,6 +261,7 @@ class GatedPixelCNN(AutoregressiveModel):
             method=method,
             generator=generator,
             seed=seed,
+            first=first,
             known=known,
             known_mask=known_mask,
             temperature=temperature,

@@ -130,6 +130,7 @@ class PixelCNN(AutoregressiveModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
         seed: int | None = None,
+        first: int = 0,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
         temperature: float = 1.0,
@@ -145,6 +146,7 @@ class PixelCNN(AutoregressiveModel):
             generator: source of the noise; torch's global one by default.
             progress: show a bar that counts pixels.
             seed: instead of a generator: which noise.
+            first: number of the first one in its stream of noise, whatever the batches.
             known: levels to complete, of a shape that broadcasts to the result's; without
                 `known_mask`, negative ones mark what is to be drawn.
             known_mask: bool, true where `known` is to be kept.
@@ -165,6 +167,7 @@ class PixelCNN(AutoregressiveModel):
             method=method,
             generator=generator,
             seed=seed,
+            first=first,
             known=known,
             known_mask=known_mask,
             temperature=temperature,

@@ -258,6 +258,7 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
         seed: int | None = None,
+        first: int = 0,
         labels: Tensor | None = None,
         known: Tensor | None = None,
         known_mask: Tensor | None = None,
@@ -272,6 +273,7 @@ class PixelCNNPlusPlus(AutoregressiveModel):
             generator: source of the noise; torch's global one by default.
             progress: show a bar that counts pixels.
             seed: instead of a generator: which noise.
+            first: number of the first one in its stream of noise, whatever the batches.
             labels: class numbers [n]; by default the classes in turn.
             known: levels to complete, of a shape that broadcasts to the result's; without
                 `known_mask`, negative ones mark what is to be drawn.
@@ -292,6 +294,7 @@ class PixelCNNPlusPlus(AutoregressiveModel):
             method=method,
             generator=generator,
             seed=seed,
+            first=first,
             known=known,
             known_mask=known_mask,
             temperature=temperature,

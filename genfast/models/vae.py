@@ -220,11 +220,16 @@ class VAE(GenerativeModel):
         return images.view(-1, steps, *images.shape[1:])
 
     def sample(
-        self, n: int, *, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        n: int,
+        *,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
+        first: int = 0,
     ) -> Tensor:
         """Draw n latents from the prior and return the means of p(x | z), as levels."""
         require_count("VAE", n)
-        z = self._normal(n, self.config.latent_dim, generator=generator)
+        z = self._normal(n, self.config.latent_dim, generator=generator, first=first)
         with evaluating(self):
             return self._levels(self.decode(z.to(next(self.parameters()).dtype)))
 

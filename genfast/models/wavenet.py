@@ -273,6 +273,7 @@ class WaveNet(AutoregressiveModel):
         generator: torch.Generator | None = None,
         progress: bool = False,
         seed: int | None = None,
+        first: int = 0,
         labels: Tensor | None = None,
         features: Tensor | None = None,
         length: int | None = None,
@@ -291,6 +292,7 @@ class WaveNet(AutoregressiveModel):
             generator: source of the noise; torch's global one by default.
             progress: show a bar that counts samples.
             seed: instead of a generator: which noise.
+            first: number of the first one in its stream of noise, whatever the batches.
             labels: class numbers [n]; by default the classes in turn.
             features: frames [n, features, F] with F = ceil(T / hop), where the model takes them.
             length: T; `config.length` by default.
@@ -323,6 +325,7 @@ class WaveNet(AutoregressiveModel):
             method=method,
             generator=generator,
             seed=seed,
+            first=first,
             known=known,
             known_mask=known_mask,
             temperature=temperature,

@@ -13,8 +13,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     Submodules that were frozen in evaluation mode inside a training model stay so afterwards.
     """
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
+    # A TorchScript module that was frozen has no mode.
+    modes = [(each, each.training) for each in module.modules() if hasattr(each, "training")]
+    if modes:
+        module.eval()
     try:
         with torch.no_grad():
             yield

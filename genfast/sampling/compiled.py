@@ -1,9 +1,10 @@
 """The pipeline: from a model to a program that is verified, and to executors of it."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +13,12 @@ from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import Fingerprint, fingerprint
-from genfast.sampling.model_call import ModelCall, first_line
+from genfast.sampling.model_call import ModelCall
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
-from genfast.sampling.recording import signals_before
-from genfast.sampling.reference import ReferenceExecutor
-from genfast.sampling.verify import tolerance, verify
-
-if TYPE_CHECKING:
-    from genfast.sampling.capture import Captured
+from genfast.sampling.run.reference import ReferenceExecutor
+from genfast.sampling.stages import first_line, stage
+from genfast.sampling.verify.outputs import tolerance, verify
 
 MakeExecutor = Callable[[Program], Executor]
 EXECUTORS = ("auto", "native", "reference")
@@ -78,18 +76,26 @@ def compile_model(
     Raises:
         UnsupportedModelError, CausalityError, ExactnessError, NumericsError, InputError.
     """
-    from genfast.sampling.capture import capture
-    from genfast.sampling.describe import describe
-    from genfast.sampling.lower import lower
-    from genfast.sampling.plan import plan
+    from genfast.sampling.capture.model import capture
+    from genfast.sampling.capture.precision import require_plain_numbers
+    from genfast.sampling.lower.lowering import lower
+    from genfast.sampling.plan.describe import describe
+    from genfast.sampling.plan.planner import plan
 
-    x, before = call.example(examples), fingerprint(call.model)
-    captured = capture(call.model, x, examples, call.call)
-    graph = lower(captured)
-    colours = call.grid[0]
-    draws = distribution.draws(graph.output_sizes, colours)
-    program = plan(graph, colours, call.encoded, draws, predicts, captured.dtype, captured.device)
-    offset = _offset(graph, draws, program)
+    where, colours = "compile_sampler: expected", call.grid[0]
+    with stage(f"{where} a model whose weights and attributes can be read"):
+        x, before = call.example(examples), fingerprint(call.model)
+    with stage(f"{where} a forward pass that can be recorded"):
+        captured = capture(call.model, x, examples, call.call)
+    with stage(f"{where} ops that compute numbers on a grid"):
+        graph = lower(captured)
+        require_plain_numbers(captured, call.symbol_values())
+    draws = _draws(distribution, graph.output_sizes, call, x, examples)
+    dtype, device = captured.dtype, captured.device
+    with stage(f"{where} numbers that can be planned"):
+        program = plan(graph, colours, call.encoded, draws, predicts, dtype, device)
+        offset, text = _offset(graph, draws, program), describe(program)
+        reached = [predicted(program, draw) for draw in program.draws]
     first, name = first_executor(program, executor)
 
     def make() -> Executor:
@@ -110,27 +116,21 @@ def compile_model(
         draws,
         tuple(graph.output_sizes),
         offset,
-        [predicted(program, draw) for draw in program.draws],
+        reached,
         tables,
         make,
-        f"{describe(program)}\nExecutor: {name}",
-        captured.dtype,
-        captured.device,
+        f"{text}\nExecutor: {name}",
+        dtype,
+        device,
         (),
     )
     try:
-        compiled.error, compiled.output_sizes = verify(
-            first,
-            tables(examples, x.shape[0]),
-            call,
-            examples,
-            draws,
-            compiled.output_sizes,
-            offset,
-            captured.dtype,
-        )
+        with stage(f"{where} a program that runs"):
+            given, sizes = tables(examples, x.shape[0]), compiled.output_sizes
+            compiled.error, compiled.output_sizes = verify(
+                first, given, call, examples, draws, sizes, offset, dtype, predicts
+            )
     except ExactnessError as error:
-        require_one_precision(captured)
         require_function(call, examples)
         if fingerprint(call.model) != before:
             # Of another thread that trains it, say; a model that does so itself was refused above.
@@ -140,21 +140,6 @@ def compile_model(
     compiled.weights = fingerprint(call.model)
     compiled.give_back(first)
     return compiled
-
-
-def require_one_precision(captured: "Captured") -> None:
-    """Refuse a recording that rounds numbers on their way to fewer digits than the plan keeps.
-
-    Raises:
-        UnsupportedModelError: it does; the message names the line.
-    """
-    digits = torch.finfo(captured.dtype).eps
-    for node in signals_before(captured.output):
-        if node.dtype.is_floating_point and torch.finfo(node.dtype).eps > digits:
-            raise UnsupportedModelError(
-                f"{node.where}: expected numbers in {captured.dtype} as the model's weights are, "
-                f"got {node.dtype}, which rounds them as no plan does"
-            )
 
 
 def require_function(call: ModelCall, examples: Mapping[str, Tensor]) -> None:
@@ -180,19 +165,15 @@ def first_executor(program: Program, executor: str | MakeExecutor) -> tuple[Exec
 
     Raises:
         UnsupportedModelError: the native executor was asked for and does not take the program.
-        InputError: there is no such executor.
     """
     if callable(executor):
         return executor(program), getattr(executor, "__name__", "custom")
-    if executor not in EXECUTORS:
-        raise InputError(
-            f"compile_sampler: expected executor in {EXECUTORS}, got executor={executor!r}"
-        )
     if executor != "reference":
         try:
             # By name: without the compiled extension it cannot be imported.
-            module: Any = importlib.import_module("genfast.sampling.native")
-            native: Executor = module.NativeExecutor(program)
+            module: Any = importlib.import_module("genfast.sampling.run.native")
+            with stage("native executor: expected a program that can be packed"):
+                native: Executor = module.NativeExecutor(program)
             return native, "native"
         except (ImportError, UnsupportedModelError) as error:
             if executor == "native":
@@ -215,6 +196,33 @@ def predicted(program: Program, draw: Draw) -> Tensor:
         i, j = row + read.dy, column + read.dx
         inside &= (i >= max(read.top, 0)) & (i < bottom) & (j >= max(read.left, 0)) & (j < right)
     return inside
+
+
+def _draws(
+    distribution: Distribution,
+    sizes: Sequence[int],
+    call: ModelCall,
+    x: Tensor,
+    examples: Mapping[str, Tensor],
+) -> list[DrawSpec]:
+    """What is drawn, from the sizes of feature axes in the recording.
+
+    Raises:
+        UnsupportedModelError: the model's output fits the distribution, but was not understood.
+        InputError: it does not fit.
+    """
+    colours = call.grid[0]
+    try:
+        return distribution.draws(sizes, colours)
+    except InputError as error:
+        for _, others in call.features(call.run(x, examples), len(x)):
+            with suppress(InputError):
+                distribution.draws(others, colours)
+                raise UnsupportedModelError(
+                    f"compile_sampler: expected an output with feature axes {others}, got one "
+                    f"whose rows or columns are computed apart, as if features: {tuple(sizes)}"
+                ) from error
+        raise
 
 
 def _summary(tensor: Tensor) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from genfast.errors import InputError, NumericsError, UnsupportedModelError
 from genfast.nn import evaluating
 from genfast.sampling.distributions import Distribution
-from genfast.sampling.flat import output_ways
+from genfast.sampling.lower.flat import output_ways, places_of_grid
+from genfast.sampling.stages import first_line
 from genfast.sampling.surroundings import callers_device, ordinary_tensors
 
 Forward = Callable[..., Tensor]
@@ -27,12 +28,14 @@ class ModelCall:
         event_shape: (C, H, W), (C, T) or (T,) symbols; a sound counts as an image of one row.
         distribution: encodes symbols; None for a model that takes numbers of any kind.
         forward: `forward(model, x, **conditioning)`, by default the call itself.
+        where: the public function that all this is for; errors begin with it.
     """
 
     model: nn.Module
     event_shape: tuple[int, ...]
     distribution: Distribution | None
     forward: Forward | None = None
+    where: str = "compile_sampler"
     integers: bool | None = field(default=None, init=False)  # None: not found out yet
 
     def __post_init__(self) -> None:
@@ -43,14 +46,14 @@ class ModelCall:
         )
         if not sizes:
             rule = "event_shape (C, H, W), (C, T) or (T,) of positive integers"
-            raise InputError(f"compile_sampler: expected {rule}, got event_shape={shape!r}")
+            raise InputError(f"{self.where}: expected {rule}, got event_shape={shape!r}")
         self.event_shape = tuple(int(size) for size in shape)
         if self.forward is not None and not callable(self.forward):
             rule = "a function forward(model, x, **conditioning)"
-            raise InputError(f"compile_sampler: expected {rule}, got forward={self.forward!r}")
+            raise InputError(f"{self.where}: expected {rule}, got forward={self.forward!r}")
         if len(shape) == 1 and self.encoded != 1:
             raise InputError(
-                f"compile_sampler: expected event_shape (1, T) for symbols that are "
+                f"{self.where}: expected event_shape (1, T) for symbols that are "
                 f"{self.encoded} numbers each, got event_shape={self.event_shape}"
             )
 
@@ -112,7 +115,7 @@ class ModelCall:
 
     def call(self, model: nn.Module, x: Tensor, /, **conditions: Tensor) -> Tensor:
         """The user's forward, or else `capture.default_forward`."""
-        from genfast.sampling.capture import default_forward
+        from genfast.sampling.capture.model import default_forward
 
         with callers_device():
             return (self.forward or default_forward)(model, x, **conditions)
@@ -129,7 +132,7 @@ class ModelCall:
         """
         if self.placed()[1].type == "meta":
             raise InputError(
-                "compile_sampler: expected a model with numbers in it, got one on the meta device"
+                f"{self.where}: expected a model with numbers in it, got one on the meta device"
             )
         planes = self.random_planes(seed)
         errors: list[Exception] = []
@@ -143,15 +146,34 @@ class ModelCall:
             except Exception as error:
                 errors.append(error)
                 continue
+            self._require_numbers(output)
             self._require_finite(output)
             return x
         self.integers = None
         lines = [first_line(each) for each in errors]
         kinds = "as integers and as floats" if len(errors) > 1 else "as floats"
+        taken = [f"{name} {list(each.shape)}" for name, each in conditions.items()]
+        given = ", ".join((f"x {list(x.shape)}", *taken))
+        given += " (the first axis of each counts images)" if taken else ""
+        hint = "; distribution= says what it takes" if self.distribution is None else ""
         raise UnsupportedModelError(
-            f"compile_sampler: expected a model that takes x {list(x.shape)}, tried {kinds}, "
-            f"got {'; then '.join(lines)}"
+            f"{self.where}: expected a model that takes {given}, tried {kinds}, "
+            f"got {'; then '.join(lines)}{hint}"
         ) from errors[-1]
+
+    def _require_numbers(self, output: object) -> None:
+        """Refuse what cannot be parameters of symbols, whatever it was computed from."""
+        got = type(output).__name__
+        if isinstance(output, Tensor):
+            if not output.is_complex() and output.layout == torch.strided:
+                if output.dim() < 2:
+                    self.features(output, TRACED_BATCH)
+                return
+            got = f"{output.dtype}, {output.layout}"
+        raise UnsupportedModelError(
+            f"{self.where}: expected a dense tensor of real numbers as the model's output, "
+            f"got {got}; forward= can make one of it"
+        )
 
     def _require_finite(self, output: Tensor) -> None:
         """Refuse weights that make the output NaN or infinite, rather than what follows from it.
@@ -172,7 +194,7 @@ class ModelCall:
         if found:
             rest = ", ..." if len(found) > 3 else ""
             got = ", ".join(found[:3]) + rest
-            raise NumericsError(f"compile_sampler: expected finite weights, got {got}")
+            raise NumericsError(f"{self.where}: expected finite weights, got {got}")
 
     def random_planes(self, seed: int) -> Tensor:
         """Two random events as the model sees them; without a distribution, numbers in [-1, 1]."""
@@ -185,22 +207,64 @@ class ModelCall:
         size = (TRACED_BATCH, *self.grid)
         noise = torch.rand(size, generator=generator, dtype=torch.float64)
         dtype, device = self.placed()
-        if self.distribution is None or self.distribution.dtype is None:
+        if self.levels is None:
             return (2 * noise - 1).to(device, dtype)
-        levels = getattr(self.distribution, "levels", 2)
-        return (noise * levels).long().to(device)
+        return (noise * (self.levels or 2)).long().to(device)
+
+    @property
+    def levels(self) -> int | None:
+        """How many levels a symbol has; None for numbers without levels."""
+        if self.distribution is None or self.distribution.dtype is None:
+            return None
+        return int(getattr(self.distribution, "levels", None) or 2)
+
+    def symbol_values(self) -> Tensor | None:
+        """All numbers that the model can see, in any order; None if they have no levels."""
+        if self.levels is None:
+            return None
+        assert self.distribution is not None
+        values = self.distribution.encode(torch.arange(self.levels)[:, None])
+        return values if not values.is_floating_point() else values.to(self.placed()[0])
+
+    def extreme_planes(self) -> list[Tensor]:
+        """Events two by two as the model sees them: what random ones may never show.
+
+        All lowest and all highest; then levels rising from one position to the next, and falling:
+        every level, where there are as many positions. The first position has the start symbol.
+        """
+        levels = self.levels
+        blank = torch.zeros(self.grid, dtype=torch.int64)
+        if self.distribution is None or levels is None:
+            dtype, device = self.placed()
+            ends = torch.stack([blank - 1, blank + 1]).to(device, dtype)
+            return [ends if self.distribution is None else self.planes(ends)]
+        place = torch.arange(blank.numel()).view(blank.shape)
+        if levels > blank.numel():
+            place = place * (levels - 1) // max(blank.numel() - 1, 1)
+        rising = place % levels
+        falling = levels - 1 - rising
+        rising[:, 0, 0] = int(self.distribution.start)
+        device = self.placed()[1]
+        pairs = ([blank, blank + levels - 1], [rising, falling])
+        return [self.planes(torch.stack(pair).to(device)) for pair in pairs]
 
     def features(self, output: Tensor, n: int) -> list[tuple[Tensor, tuple[int, ...]]]:
         """Ways to see an output as features on a grid: [N, F, H', W'], and sizes of feature axes.
 
-        The axes are taken as images, features, grid; then as images, grid, features; an output
-        [N * H * W, ...] as the latter. Else one axis may hold all positions, with features outside
-        or inside: see `output_ways`. A sound may be longer or shorter than the input.
+        The axes are taken as images, features, grid; then as images, grid, features; then as
+        features on both sides of the grid; an output [N * H * W, ...] as images, grid, features.
+        Else one axis may hold all positions, with features outside or inside: see `output_ways`. A
+        sound may be longer or shorter than the input.
         """
         spatial, rank = self.spatial, len(self.spatial)
         ways: list[Tensor] = []
-        if output.shape[0] == n and output.dim() > rank:
-            ways = [output, output.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
+        if output.dim() == 0:
+            ways = []
+        elif output.shape[0] == n and output.dim() > rank:
+            ways = [
+                output.movedim(tuple(range(first, first + rank)), tuple(range(-rank, 0)))
+                for first in (1 + place for place in places_of_grid(output.dim() - 1, rank))
+            ]
         elif rank == 1 and output.shape[0] % n == 0 and output.dim() > 1:
             ways = [output.unflatten(0, (n, -1)).movedim(1, -1)]  # type: ignore[no-untyped-call]
         elif output.shape[0] == n * math.prod(spatial):
@@ -208,7 +272,7 @@ class ModelCall:
             ways = [split.movedim(tuple(range(1, 1 + rank)), tuple(range(-rank, 0)))]
         exact = [way for way in ways if tuple(way.shape[-rank:]) == spatial]
         flat = []
-        if output.shape[0] == n and not exact:
+        if output.shape[:1] == (n,) and not exact:
             for before, after in output_ways(output.shape[1:], spatial):
                 split = output.reshape(n, *before, *spatial, *after)
                 first = 1 + len(before)
@@ -219,8 +283,8 @@ class ModelCall:
         found = exact or flat or (ways if rank == 1 else [])
         if not found:
             raise UnsupportedModelError(
-                f"compile_sampler: expected an output [N, ..., {', '.join(map(str, spatial))}], "
-                f"got {list(output.shape)} for N = {n}"
+                f"{self.where}: expected an output [N, ..., {', '.join(map(str, spatial))}], "
+                f"got {list(output.shape)} for N = {n}; forward= can choose another tensor"
             )
         height, width = self.grid[1], -1
         return [
@@ -230,12 +294,6 @@ class ModelCall:
             )
             for way in found
         ]
-
-
-def first_line(error: Exception) -> str:
-    """The class of an error and what it says first."""
-    text = str(error).strip()
-    return type(error).__name__ + (f": {text.splitlines()[0]}" if text else "")
 
 
 def features_at(

@@ -1,8 +1,8 @@
 """Any causal model, sampled exactly for about the price of one forward pass."""
 
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from genfast._progress import tqdm
 from genfast.errors import ExactnessError, InputError, UnsupportedModelError
-from genfast.sampling.compiled import Compiled, MakeExecutor, compile_model
+from genfast.sampling.compiled import EXECUTORS, Compiled, MakeExecutor, compile_model
 from genfast.sampling.conditioning import conditions_of, traced_conditions
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.fingerprint import fingerprint
 from genfast.sampling.model_call import Forward, ModelCall
-from genfast.sampling.naive_executor import naive_compiled
+from genfast.sampling.naive.executor import naive_compiled, warn_slow
 from genfast.sampling.protocol import DrawingRun, Run
 from genfast.sampling.request import (
     Options,
@@ -26,6 +26,7 @@ from genfast.sampling.request import (
     require_names,
     tensor_of,
 )
+from genfast.sampling.stages import first_line, stage
 from genfast.sampling.state import SamplerState
 from genfast.sampling.surroundings import ordinary_tensors
 
@@ -80,6 +81,12 @@ def compile_sampler(
     if fallback not in (None, "naive"):
         rule = "fallback 'naive' or None"
         raise InputError(f"compile_sampler: expected {rule}, got fallback={fallback!r}")
+    for name, value, known in (
+        ("predicts", predicts, (None, "current", "next")),
+        ("executor", executor, EXECUTORS),
+    ):
+        if not callable(value) and value not in known:
+            raise InputError(f"compile_sampler: expected {name} in {known}, got {name}={value!r}")
     if not isinstance(distribution, Distribution):
         rule = "a distribution such as genfast.Categorical(256)"
         raise InputError(f"compile_sampler: expected {rule}, got {distribution!r}")
@@ -182,10 +189,11 @@ class Sampler:
         Raises:
             InputError: an argument breaks its rule above.
             NumericsError: the model's parameters are NaN.
+            UnsupportedModelError: these symbols make it look beyond the end of a table.
         """
         n, options = require_count(n), Options(temperature, top_k, top_p)
         start, keep = self._known(n, known, known_mask)
-        with ordinary_tensors():
+        with ordinary_tensors(), _lookups("sample"):
             compiled = self._current()
             given = conditions_of(conditioning, n, compiled.device, self._examples)
             noise = self._noise(n, first, seed, generator, compiled)
@@ -297,12 +305,10 @@ class Sampler:
             if self._fallback is None:
                 raise
             if not self._warned:
-                warnings.warn(
-                    f"sampling with one forward pass per symbol, which is slow: {error}",
-                    stacklevel=4,
-                )
+                warn_slow(error)
                 self._warned = True
-            return naive_compiled(self._call, self.distribution, examples, self._predicts)
+            with stage("compile_sampler: expected a model that can be run symbol by symbol"):
+                return naive_compiled(self._call, self.distribution, examples, self._predicts)
 
     def _current(self) -> Compiled:
         """The compiled model, compiled again if its weights are no longer those."""
@@ -425,7 +431,7 @@ class Sampler:
             rule = f"x [N, {', '.join(map(str, shape))}]"
             raise InputError(f"sampler: expected {rule}, got x={list(x.shape)}")
         self.distribution.check("sampler: x", x)
-        with ordinary_tensors():
+        with ordinary_tensors(), _lookups("sampler"):
             compiled = self._current()
             given = conditions_of(conditioning, len(x), compiled.device, self._examples)
             executor = compiled.take()
@@ -436,15 +442,12 @@ class Sampler:
         return compiled, forced
 
 
-def example_input(
-    model: nn.Module,
-    event_shape: tuple[int, ...],
-    distribution: object | None,
-    forward: Forward | None = None,
-    conditioning: Mapping[str, Tensor] | None = None,
-) -> Tensor:
-    """Random input for two events, of the kind that the model takes."""
-    assert distribution is None or isinstance(distribution, Distribution)
-    call = ModelCall(model, event_shape, distribution, forward)
-    with ordinary_tensors():
-        return call.example(traced_conditions(conditioning))
+@contextmanager
+def _lookups(where: str) -> Iterator[None]:
+    """Say whose fault it is if symbols lead to a row that a table of the model lacks."""
+    try:
+        yield
+    except IndexError as error:
+        raise UnsupportedModelError(
+            f"{where}: expected look-ups within the tables of the model, got {first_line(error)}"
+        ) from error

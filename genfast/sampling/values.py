@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from genfast.sampling.sight import Sight
+from genfast.sampling.probe.sight import Sight
 
 
 @dataclass(eq=False)

@@ -172,7 +172,19 @@ def test_the_seed_decides_the_samples(genfast, trained, tmp_path):
 
     assert draw("a") == draw("b")
     assert draw("a") != draw("c", "--seed", 1)
-    assert draw("d", "--batch-size", 2) == draw("e", "--batch-size", 2)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_batch_size_does_not_decide_the_samples(model, genfast, trained, tmp_path):
+    def draw(size):
+        path = tmp_path / f"{size}.npz"
+        words = ["-n", 5, "--npz", path, "--seed", 3, "--batch-size", size, "--no-progress"]
+        assert genfast("sample", trained(model), *words).code == 0
+        return read_npz(path, "all").images.tolist()
+
+    whole = draw(5)
+    assert whole[0] != whole[4]
+    assert [draw(size) for size in (1, 2, 3)] == [whole] * 3
 
 
 def test_temperature_sharpens(genfast, trained, tmp_path):

@@ -38,6 +38,7 @@ def test_the_seed_decides_the_sounds(genfast, trained, tmp_path):
 
     assert torch.equal(draw("a"), draw("b"))
     assert not torch.equal(draw("a"), draw("c", "--seed", 1))
+    assert torch.equal(draw("a"), draw("d", "--batch-size", 2))
 
 
 def test_training_says_what_to_do_next(genfast, sounds, small, tmp_path):
@@ -117,6 +118,7 @@ def test_labels_of_images_decide_what_is_drawn(genfast, small, tmp_path):
     in_turn, ones = draw("a.npz"), draw("b.npz", "--label", 1)
     assert torch.equal(in_turn[[1, 11]], ones[[1, 11]])
     assert not torch.equal(in_turn, ones)
+    assert torch.equal(in_turn, draw("c.npz", "--batch-size", 5))
     result = genfast("evaluate", tmp_path / "run", "--samples", 20, "--classifier", "logistic")
     assert (result.code, result.err) == (0, "")
     assert "bits per dimension" in result.out

@@ -4,6 +4,9 @@ Channels have ranks: a channel of rank r at a pixel may know what was drawn befo
 pixel's own first r colours. Masks follow from ranks, whatever the order of the channels.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,6 +29,18 @@ GATES = {
     "glu": lambda x: F.glu(x, dim=1),
 }
 Ranks = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """What makes a model look ahead: `apply(model)` breaks the layer at `path`."""
+
+    kind: str
+    path: str
+    apply: Callable[[nn.Module], None]
+
+    def __repr__(self) -> str:
+        return f"{self.kind} in {self.path}"
 
 
 def activated(ranks: Ranks, activation: str) -> Ranks:

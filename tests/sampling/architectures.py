@@ -1,6 +1,5 @@
 """Random causal architectures: a readable description, the module it means, and its mutants."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genfast.sampling.distributions import Categorical
+from tests.sampling.architecture_attention import Attentive, attention_mutations, attentives
 from tests.sampling.architecture_layers import (
     ACTIVATIONS,
     GATES,
+    Mutation,
     PaddedConv,
     PaddedConv1d,
     RankedConv,
@@ -23,18 +24,6 @@ from tests.sampling.architecture_layers import (
     gated,
     norm,
 )
-
-
-@dataclass(frozen=True)
-class Mutation:
-    """What makes a model look ahead: `apply(model)` breaks the layer at `path`."""
-
-    kind: str
-    path: str
-    apply: Callable[[nn.Module], None]
-
-    def __repr__(self) -> str:
-        return f"{self.kind} in {self.path}"
 
 
 @dataclass(frozen=True)
@@ -251,7 +240,7 @@ class SoundModel(nn.Module):
         return self.head(F.relu(sum(out[:, :, out.shape[2] - steps :] for out in outs)))
 
 
-Architecture = Masked | Stacks | Sound
+Architecture = Masked | Stacks | Sound | Attentive
 
 
 def distribution(plan: Architecture) -> Categorical:
@@ -381,7 +370,7 @@ def sounds(draw: st.DrawFn) -> Sound:
 
 
 def architectures() -> st.SearchStrategy[Architecture]:
-    return st.one_of(masked(), stacks(), sounds())
+    return st.one_of(masked(), stacks(), sounds(), attentives())
 
 
 def mutations(plan: Architecture) -> list[Mutation]:
@@ -396,6 +385,8 @@ def mutations(plan: Architecture) -> list[Mutation]:
             found += [_set(path, "row_offset", 1, kind="future row")]
         elif isinstance(layer, PaddedConv1d) and not layer.valid:
             found += [_set(path, "offset", 2)]
+        else:
+            found += attention_mutations(path, layer)
     return found
 
 

@@ -2,6 +2,7 @@
 // kind of instruction, results compared bit for bit. Exits with 0 if all is well.
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <random>
 
 #include "csrc/sampling_run.h"
@@ -69,6 +70,32 @@ struct Maker {
     return out;
   }
 
+  // Three heads over what is left of two rows of a ring; some pixels see nothing.
+  int64_t attention(int64_t from, int64_t queries) {
+    constexpr int64_t positions = kHeight * kWidth, depth = 17, width = 21;
+    TableSpec<scalar_t> bias{positions, kHeight, kWidth, numbers(positions * positions), -1};
+    for (int64_t at = 0; at < positions; ++at) {
+      for (int64_t q = 0; q < positions; ++q) {
+        const bool there = q <= at && q / kWidth >= at / kWidth - 1 && at % 5 != 4;
+        scalar_t& number = bias.data[static_cast<size_t>(at * positions + q)];
+        if (!there) number = -std::numeric_limits<scalar_t>::infinity();
+      }
+    }
+    spec.tables.push_back(bias);
+    const int64_t table = static_cast<int64_t>(spec.tables.size()) - 1;
+    const int64_t out = buffer(3 * width);
+    auto& made = add(Kind::kAttend, out, 0, 3 * width, false);
+    made.reads = {read(queries, 0, 3 * depth)};
+    made.keys = {read(from, 0, 20), read(from, 13, 3 * depth - 20)};
+    made.values = {read(from, 1, 3 * width)};
+    made.score_bias = read(table, 0, positions, 0, 0, true);
+    made.heads = 3;
+    made.seen_height = kHeight;
+    made.seen_width = kWidth;
+    made.scale = 0.25;
+    return out;
+  }
+
   ProgramSpec<scalar_t> build() {
     buffer(1, kHeight);
     spec.tables.push_back({131, 1, 1, numbers(131), -1});
@@ -86,7 +113,12 @@ struct Maker {
     reduce.size = 33;
     const int64_t logits = conv(again.out, 64, kLevels, 0, false);
     spec.instructions.back().taps.push_back({read(peak, 0, 2), numbers(2 * kLevels), 0, 0});
-    spec.draws.push_back({0, 1, {read(logits, 0, kLevels)}});
+    const int64_t past = attention(left, above);
+    const int64_t shifted = buffer(kLevels);
+    auto& last = add(Kind::kGemm, shifted, 0, kLevels, false);
+    last.initial = {read(logits, 0, kLevels)};
+    last.taps.push_back({read(past, 0, 63), numbers(63 * kLevels), 0, 0});
+    spec.draws.push_back({0, 1, {read(shifted, 0, kLevels)}});
     return spec;
   }
 };

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genfast.sampling.capture import Captured, capture
-from genfast.sampling.lower import lower
+from genfast.sampling.capture.model import Captured, capture
+from genfast.sampling.lower.lowering import lower
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.values import (
     Attend,

@@ -121,28 +121,33 @@ class Interpreter:
         index = self._at(instruction.read, i, j)[:, 0].astype(np.int64)
         return instruction.first, instruction.weight.double().numpy()[index]
 
-    def _attend(self, body: Attend, i: int, j: int) -> Array:
+    def _attend(self, attend: Attend, i: int, j: int) -> Array:
         def joined(reads: tuple[Read, ...], i: int, j: int) -> Array:
             seen = np.concatenate([self._at(read, i, j) for read in reads], axis=1)
-            return seen.reshape(self.n, body.heads, -1)
+            return seen.reshape(self.n, attend.heads, -1)
 
-        query = joined(body.queries, i, j)
-        bias = self._at(body.bias, i, j).reshape(self.n, -1, body.height * body.width)
-        width = sum(read.count for read in body.values) // body.heads
-        total: Array = np.zeros((self.n, body.heads, width))
-        for head in range(body.heads):
-            scores, values = [], []
-            own = bias[:, head if bias.shape[1] > 1 else 0]
-            for q in np.flatnonzero(own[0] > -np.inf):
-                place = divmod(int(q), body.width)
-                key = joined(body.keys, *place)[:, head]
-                scores.append((query[:, head] * key).sum(1) * body.scale + own[:, q])
-                values.append(joined(body.values, *place)[:, head])
-            if scores:
-                grown = np.exp(np.stack(scores) - np.max(scores, axis=0))
-                weights = grown / grown.sum(axis=0)
-                total[:, head] = (weights[:, :, None] * np.stack(values)).sum(axis=0)
-        return total.reshape(self.n, -1)
+        positions = attend.height * attend.width
+        queries = joined(attend.queries, i, j)
+        bias = self._at(attend.bias, i, j).reshape(self.n, -1, positions)
+        bias = np.broadcast_to(bias, (self.n, attend.heads, positions))
+        scores = np.full(bias.shape, -np.inf)
+        width = sum(read.count for read in attend.values) // attend.heads
+        values = np.zeros((*bias.shape, width))
+        for q in range(positions):
+            sees = bias[:, :, q] != -np.inf
+            if sees.any():
+                place = divmod(q, attend.width)
+                products = (queries * joined(attend.keys, *place)).sum(axis=2)
+                scores[:, :, q][sees] = (attend.scale * products + bias[:, :, q])[sees]
+                values[:, :, q][sees] = joined(attend.values, *place)[sees]
+        result = np.zeros((self.n, attend.heads, width))
+        for n, head in np.ndindex(self.n, attend.heads):
+            seen = bias[n, head] != -np.inf
+            if seen.any():
+                score = scores[n, head, seen]
+                weight = np.exp(score - score.max())
+                result[n, head] = weight / weight.sum() @ values[n, head, seen]
+        return result.reshape(self.n, -1)
 
     def _at(self, read: Read, i: int, j: int) -> Array:
         seen = self.read(read, i, j)

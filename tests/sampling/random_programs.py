@@ -42,6 +42,8 @@ class Strict(Interpreter):
 class RandomProgram:
     """Builds one program from a seed. Ticks (row, column, phase) say when a number is there."""
 
+    KINDS = ("gemm", "gemm", "gemm", "pointwise", "pointwise", "reduce", "lookup")
+
     def __init__(self, seed, dtype=torch.float64):
         self.random = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
@@ -53,6 +55,7 @@ class RandomProgram:
         sizes = pick([[self.colours], [1] * self.colours])
         self.draws = [(sum(sizes[:n]), size) for n, size in enumerate(sizes)]
         self.tables = self.make_tables()
+        self.ordinary = len(self.tables)  # those that any instruction may read
         self.buffers = [self.full(self.colours * self.encoded)]
         self.whens = [None]
         self.instructions = []
@@ -130,7 +133,7 @@ class RandomProgram:
         reach = 1 if self.height > 1 else 6
         for _ in range(60):
             table = self.random.random() < 0.2
-            source = self.random.randrange(len(self.tables if table else self.buffers))
+            source = self.random.randrange(self.ordinary if table else len(self.buffers))
             step = self.random.choice((1, 1, 1, 2, -1, 0))
             features = (self.tables if table else self.buffers)[source].features
             low, high = sorted((0, (count - 1) * step))
@@ -171,9 +174,7 @@ class RandomProgram:
         if when.span:
             when = replace(when, after=0)
         features = self.random.choice(FEATURES)
-        kind = self.random.choice(
-            ["gemm", "gemm", "gemm", "pointwise", "pointwise", "reduce", "lookup"]
-        )
+        kind = self.random.choice(self.KINDS)
         made = getattr(self, kind)(when, features)
         features = max(each.first + count for each, count in made)
         self.instructions += [each for each, _ in made]

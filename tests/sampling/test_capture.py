@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.ops import causal_conv1d
-from genfast.sampling.capture import Evaluator, capture, pick_tensor
-from genfast.sampling.lower import lower
-from genfast.sampling.recording import Fixed, Node
+from genfast.sampling.capture.model import Evaluator, capture, pick_tensor
+from genfast.sampling.capture.recording import Fixed, Node
+from genfast.sampling.lower.lowering import lower
 from genfast.sampling.values import Conv
 from tests.sampling.graphs import compiled, run
 
@@ -154,10 +154,38 @@ def test_checks_by_assert_are_let_pass() -> None:
         def forward(self, x: Tensor) -> Tensor:
             assert x.max() < 100, "too large"
             assert torch.isfinite(x).all()
+            # fmt: off
+            assert (  # noqa: PT018
+                x.max() < 100
+                and bool(x.min() > -100)
+            ), (
+                "out of range"
+            )
+            if len(x) == 2: assert(x.max() < 100)  # noqa: E701
+            # fmt: on
             return x.exp()
 
     graph, captured = compiled(Model(), x := torch.randn(2, 1, 2, 2))
     torch.testing.assert_close(run(graph, captured, x), x.exp())
+
+
+@pytest.mark.parametrize("name", ["beside an assertion", "named in one", "in its text"])
+def test_what_only_looks_like_an_assertion(name: str) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            # fmt: off
+            if name == "beside an assertion":
+                assert len(x) == 2; y = x.max().item()  # noqa: E702
+            elif name == "named in one":
+                assert (y := x.max().item()) < 100
+            else:
+                y = {"""
+                assert ...""": x.max().item()}.popitem()[1]
+            # fmt: on
+            return x * y
+
+    with pytest.raises(UnsupportedModelError, match="reads a number"):
+        capture(Model(), torch.randn(2, 1, 2, 2))
 
 
 def test_forward_that_fails() -> None:
@@ -217,10 +245,13 @@ def test_the_tensor_is_picked_out_of_what_a_model_returns() -> None:
         Ordered(logits=a, other=b),
         Pair(b, a),
     ):
-        assert pick_tensor(output) is a
+        assert pick_tensor(output, 1) is a
     for output in ({"x": a, "y": b}, {}, None, 3, {"loss": 1.0}):
         with pytest.raises(UnsupportedModelError, match="forward= can choose"):
-            pick_tensor(output)
+            pick_tensor(output, 1)
+    loss, each, scores = torch.tensor(0.0), torch.zeros(2), torch.zeros(2, 3)
+    for output in ((loss, scores), (each, scores), {"a": torch.zeros(3), "b": scores}):
+        assert pick_tensor(output, 2) is scores
 
 
 def test_a_forward_of_the_users() -> None:

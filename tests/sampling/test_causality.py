@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genfast
-from genfast.errors import InputError
+from genfast.errors import InputError, UnsupportedModelError
 from genfast.nn import MaskedConv2d
-from genfast.sampling.causality import CausalityReport
+from genfast.sampling.probe.causality import CausalityReport
 
 Shape = tuple[int, ...]
 
@@ -175,3 +175,23 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_unknown_predicts() -> None:
     with pytest.raises(InputError, match="predicts: expected"):
         report(Line((2, 0)), (1, 8), predicts="sooner")
+
+
+@pytest.mark.parametrize("one_hot", [True, False])
+def test_a_model_of_symbols_asks_for_the_distribution(one_hot: bool) -> None:
+    class OfSymbols(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.conv = nn.Embedding(4, 4), nn.Conv2d(4, 4, (1, 2), padding=(0, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x if one_hot else self.embed(x[:, 0]).permute(0, 3, 1, 2)
+            out: Tensor = self.conv(h)[..., : x.shape[3]]
+            return out
+
+    with pytest.raises(UnsupportedModelError, match=r"^check_causality: .*; distribution= says"):
+        genfast.check_causality(OfSymbols(), (1, 3, 4))
+    symbols = genfast.Categorical(4, values=torch.eye(4) if one_hot else None)
+    assert genfast.check_causality(OfSymbols(), (1, 3, 4), distribution=symbols).causal
+    with pytest.raises(InputError, match=r"^check_causality: expected event_shape"):
+        genfast.check_causality(OfSymbols(), (1, 0, 4))

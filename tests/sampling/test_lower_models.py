@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import genfast
-from genfast.sampling.capture import capture
+from genfast.sampling.capture.model import capture
 from genfast.sampling.conditioning import traced_conditions
-from genfast.sampling.lower import lower
+from genfast.sampling.lower.lowering import lower
 from genfast.sampling.model_call import ModelCall
 from tests.sampling.graphs import compiled, run
 from tests.sampling.zoo import ZOO

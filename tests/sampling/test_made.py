@@ -11,11 +11,11 @@ from torch import nn
 from genfast import check_causality, compile_sampler
 from genfast.errors import CausalityError
 from genfast.sampling import Bernoulli, Categorical, sample_naive
-from genfast.sampling.capture import capture
-from genfast.sampling.describe import describe
-from genfast.sampling.lower import lower
+from genfast.sampling.capture.model import capture
+from genfast.sampling.lower.lowering import lower
 from genfast.sampling.model_call import ModelCall
-from genfast.sampling.plan import plan as make_plan
+from genfast.sampling.plan.describe import describe
+from genfast.sampling.plan.planner import plan as make_plan
 from tests.sampling.causal_oracle import symbols
 from tests.sampling.interpreter import Interpreter
 from tests.sampling.made import LAYOUTS, Made, build, logits_of, mades

@@ -34,7 +34,8 @@ def test_random_models_with_one_thing_broken_are_refused_and_most_layers_named()
         plan, mutation = broken
         assume(looks_ahead(plan, mutation))
         report = refusal(build(plan, mutation), plan.shape, distribution(plan))
-        named[mutation.path in str(report)] += 1
+        if mutation.kind != "shift dropped":  # then there is no op to name
+            named[mutation.path in str(report)] += 1
 
     try_one()
     # Where features of several layers are ready alike, one that reads the leak may be blamed.

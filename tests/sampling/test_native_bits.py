@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from genfast import _C as extension
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Buffer, Draw, Gemm, Pointwise, Program, Read, Step, Tap, When
+from genfast.sampling.run.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.random_programs import RandomProgram
 

@@ -9,7 +9,7 @@ from genfast import _C as extension
 from genfast.errors import InputError, NumericsError
 from genfast.sampling import sample_naive
 from genfast.sampling.distributions import Bernoulli, Categorical, Gaussian, LogisticMixture
-from genfast.sampling.native import NativeExecutor, NativeRun
+from genfast.sampling.run.native import NativeExecutor, NativeRun
 from tests.sampling.drawing import (
     DRAWN,
     agree,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from genfast import _C as extension
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Draw, Read
+from genfast.sampling.run.native import NativeExecutor
 from tests.sampling.drawing import (
     DRAWN,
     agree,

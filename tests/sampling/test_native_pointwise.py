@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.pointwise import POINTWISE
 from genfast.sampling.program import (
     Buffer,
@@ -19,6 +18,7 @@ from genfast.sampling.program import (
     Table,
     When,
 )
+from genfast.sampling.run.native import NativeExecutor
 
 DOMAIN = {
     "sqrt": (0, 50), "rsqrt": (1e-3, 50), "log": (1e-6, 50), "log1p": (-0.99, 50),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genfast import _C as extension
-from genfast.sampling.native import NativeExecutor
+from genfast.sampling.run.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.hand_planned import inputs
 from tests.sampling.random_programs import RandomProgram

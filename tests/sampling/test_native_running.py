@@ -12,8 +12,8 @@ import torch
 from genfast import _C as extension
 from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling.distributions import Categorical
-from genfast.sampling.native import NativeExecutor
 from genfast.sampling.program import Gemm, Read
+from genfast.sampling.run.native import NativeExecutor
 from tests.sampling import programs
 
 NINE = Categorical(9, "signed")

@@ -8,7 +8,7 @@ from genfast.errors import NumericsError
 from genfast.ops import philox_uniform
 from genfast.sampling.distributions import Categorical
 from genfast.sampling.distributions.categorical import invert_cdf
-from genfast.sampling.native import NativeExecutor
+from genfast.sampling.run.native import NativeExecutor
 from tests.sampling import programs
 from tests.sampling.hand_planned import masked_stack
 

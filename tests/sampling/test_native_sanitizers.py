@@ -11,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = [
-    "csrc/sampling_arrange.cpp", "csrc/sampling_draw.cpp", "csrc/sampling_plan.cpp",
-    "csrc/sampling_run.cpp", "csrc/sampling_team.cpp", "csrc/sampling_worker.cpp",
-    "csrc/simd_level.cpp", "tests/sampling/engine_stress.cpp",
+    "csrc/sampling_arrange.cpp", "csrc/sampling_attend.cpp", "csrc/sampling_draw.cpp",
+    "csrc/sampling_plan.cpp", "csrc/sampling_run.cpp", "csrc/sampling_team.cpp",
+    "csrc/sampling_worker.cpp", "csrc/simd_level.cpp", "tests/sampling/engine_stress.cpp",
 ]  # fmt: skip
 LEVELS = {
     "kBaseline": [],

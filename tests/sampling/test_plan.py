@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from genfast.errors import CausalityError, InputError
 from genfast.nn import MaskedConv2d
-from genfast.sampling.capture import capture
-from genfast.sampling.describe import cache_bytes, describe, total_flop
-from genfast.sampling.lower import lower
-from genfast.sampling.plan import plan
+from genfast.sampling.capture.model import capture
+from genfast.sampling.lower.lowering import lower
+from genfast.sampling.plan.describe import cache_bytes, describe, total_flop
+from genfast.sampling.plan.planner import plan
 from genfast.sampling.program import Gemm, Pointwise, Program
 
 from .interpreter import Interpreter

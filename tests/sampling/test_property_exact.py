@@ -1,11 +1,16 @@
 """Random causal architectures are taken, computed exactly, and sampled as the naive loop does."""
 
+from collections import Counter
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given
 
 from genfast import compile_sampler
 from genfast.sampling import sample_naive
-from tests.sampling.architectures import Sound, architectures, build, distribution
+from tests.sampling.architecture_attention import AttentionLayer, attentives
+from tests.sampling.architectures import Attentive, architectures, build, distribution
 from tests.sampling.causal_oracle import symbols
 from tests.sampling.property_settings import checked
 from tests.sampling.teacher_forced import aligned, full_output, relative_error
@@ -13,21 +18,64 @@ from tests.sampling.teacher_forced import aligned, full_output, relative_error
 
 def offset_of(plan):
     """By how much the predictions of a plan's model are ahead of their positions."""
-    if not isinstance(plan, Sound) or plan.convention == "same":
+    if getattr(plan, "convention", "same") == "same":
         return 0
+    if isinstance(plan, Attentive):
+        return 1
     field = sum((layer.size - 1) * layer.dilation for layer in plan.layers)
     return 1 + field * (plan.convention == "valid")
 
 
-@checked(200)
-@given(architectures())
-def test_incremental_outputs_are_those_of_the_forward_pass(plan):
+def last(plan):
+    """Whether the features of a plan's outputs come after the positions."""
+    return isinstance(plan, Attentive) and plan.kind == "sequence" and plan.features_last
+
+
+def check_outputs(plan):
     model = build(plan)
     sampler = compile_sampler(model, plan.shape, distribution(plan))
     levels = symbols(plan.shape, plan.levels, 3, plan.seed)
     out = full_output(model, plan.shape, distribution(plan), levels)
-    wanted = aligned(out, plan.shape, offset_of(plan))
+    wanted = aligned(out, plan.shape, offset_of(plan), last(plan))
     assert relative_error(sampler.logits(levels), wanted) <= 1e-12
+
+
+@checked(140)
+@given(architectures())
+def test_incremental_outputs_are_those_of_the_forward_pass(plan):
+    check_outputs(plan)
+
+
+def test_attention_of_all_kinds():
+    drawn = Counter()
+
+    @checked(70)
+    @given(attentives())
+    def try_one(plan):
+        check_outputs(plan)
+        drawn[plan.kind] += 1
+        drawn.update({layer.mask for layer in plan.layers})
+
+    try_one()
+    masks = {"fill", "add", "multiply", "where", "fused causal", "fused bool", "fused float"}
+    assert set(drawn) == {"map", "raster", "sequence"} | masks
+
+
+LAYER = AttentionLayer(
+    heads=2, groups=1, depth=2, reach=(99, 2), strict=False, blind="start", mask="add", low=-1e9,
+    product="matmul", bias="none", norm=True, residual=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", ["cat", "cut", "pad"])
+def test_pixels_of_one_row_as_a_raster_sequence(shift):
+    check_outputs(Attentive((1, 1, 5), 4, 3, "raster", shift, False, (LAYER,), seed=1))
+
+
+@pytest.mark.parametrize("bias", ["none", "table"])
+def test_weights_of_nothing_seen_that_are_set_to_zero_are_no_dependence(bias):
+    strict = replace(LAYER, strict=True, bias=bias)
+    check_outputs(Attentive((1, 2, 3), 4, 3, "raster", "cat", False, (strict, strict), seed=1))
 
 
 @checked(80)

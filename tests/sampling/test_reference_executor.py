@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genfast.errors import InputError
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.hand_planned import (
     everything,
     inputs,

@@ -6,7 +6,7 @@ from torch import nn
 
 from genfast.errors import InputError
 from genfast.sampling import sample_naive
-from genfast.sampling.naive import invert_cdf
+from genfast.sampling.naive.sample import invert_cdf
 from tests.sampling.enumerated import all_images, index_of, p_value, tiny_pixelcnn
 
 SHAPES = [((1, 2, 2), 3), ((2, 1, 2), 3), ((3, 2, 1), 2)]

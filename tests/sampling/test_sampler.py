@@ -28,7 +28,7 @@ def compiled(name, executor):
 
 def executors():
     try:
-        from genfast.sampling.native import NativeExecutor  # noqa: F401
+        from genfast.sampling.run.native import NativeExecutor  # noqa: F401
     except ImportError:
         return ["reference"]
     return ["reference", "native"]

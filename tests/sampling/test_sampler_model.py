@@ -21,7 +21,7 @@ from genfast.errors import (
 )
 from genfast.sampling import Categorical, CustomDistribution, sample_naive
 from genfast.sampling.fingerprint import fingerprint
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.enumerated import tiny_pixelcnn
 from tests.sampling.strangers import Masked, NextSample, Small
 from tests.sampling.test_sampler import executor

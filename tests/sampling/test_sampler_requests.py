@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import genfast
-from genfast.errors import InputError
+from genfast.errors import InputError, UnsupportedModelError
 from genfast.sampling import Categorical, sample_naive
 from tests.sampling.strangers import cases
 from tests.sampling.test_sampler_model import SHAPE, small
@@ -224,3 +224,18 @@ class Lowest(Categorical):
 def test_a_distribution_that_draws_in_its_own_way_is_asked():
     sampler = genfast.compile_sampler(small(), SHAPE, Lowest(4))
     assert not sampler.sample(3, seed=1).any()
+
+
+def test_conditioning_without_an_axis_of_images_is_refused_in_words():
+    class Mapped(type(small())):
+        def forward(self, x, where):
+            return super().forward(x) + where
+
+    height, width = SHAPE[1:]
+    where = torch.randn(height, width)
+    message = rf"x \[2, .*where \[2, {width}\] \(the first axis of each counts images\)"
+    with pytest.raises(UnsupportedModelError, match=message):
+        genfast.compile_sampler(Mapped(1, 4), SHAPE, Categorical(4), conditioning={"where": where})
+    options = {"conditioning": {"where": where[None, None]}}
+    sampler = genfast.compile_sampler(Mapped(1, 4), SHAPE, Categorical(4), **options)
+    assert sampler.sample(3, seed=0, where=where[None, None]).shape == (3, *SHAPE)

@@ -10,7 +10,7 @@ from torch import nn
 import genfast
 from genfast.errors import ExactnessError, InputError, NumericsError, UnsupportedModelError
 from genfast.sampling import Categorical, CustomDistribution
-from genfast.sampling.reference import ReferenceExecutor
+from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.strangers import Masked, Small
 from tests.sampling.test_sampler import executor
 from tests.sampling.test_sampler_model import SHAPE, naive, small

@@ -1,0 +1,1 @@
+"""Capture: what a module computes from its input, as a recording."""

@@ -1,0 +1,123 @@
+"""Rules of pixels taken as one sequence in raster order, and moved along it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genfast.sampling.capture.recording import Node
+from genfast.sampling.lower.layout import Axis, Signal
+from genfast.sampling.lower.lowering import Lowering, Operand, rule
+from genfast.sampling.lower.rearrange import window
+from genfast.sampling.lower.run import Run, in_raster_order, whole
+
+aten = torch.ops.aten
+
+
+def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
+    """Positions first .. last - 1 of a run."""
+    added = []
+    for start, operand in x.added:
+        assert isinstance(operand, Tensor | Node)
+        a, b = max(first - start, 0), min(last - start, operand.shape[x.axis])
+        if a < b:
+            kept: Operand = operand
+            if isinstance(operand, Node):
+                kept = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
+            else:
+                kept = operand.narrow(x.axis, a, b - a)
+            added.append((start + a - first, kept))
+    cut = replace(x, first=x.first + first, last=x.first + last, added=tuple(added))
+    return settled(low, cut)
+
+
+def settled(low: Lowering, x: Run) -> Signal | Run:
+    """The run, as a signal if it is as long as the image."""
+    whole = x.whole
+    if x.last - x.first != whole.height * whole.width:
+        return x
+    result = _shifted(low, whole, x.first)
+    for start, operand in x.added:
+        result = low.pointwise("add", result, _padded(low, x, start, operand))
+    return result
+
+
+def _shifted(low: Lowering, x: Signal, by: int) -> Signal:
+    """Each pixel sees the one `by` later in raster order, zero beside the image."""
+    rows, columns = divmod(by, x.width)
+    nearer = window(low, window(low, x, Axis.ROW, rows, x.height), Axis.COLUMN, columns, x.width)
+    if columns == 0:
+        return nearer
+    # Those at the other end of the row, which come from the next one.
+    wrapped = window(low, x, Axis.ROW, rows + 1, x.height)
+    wrapped = window(low, wrapped, Axis.COLUMN, columns - x.width, x.width)
+    return low.pointwise("add", nearer, wrapped)
+
+
+def _padded(low: Lowering, x: Run, start: int, operand: Operand) -> Operand:
+    """An operand of the run with zeros at all other positions."""
+    assert isinstance(operand, Tensor | Node)
+    behind = len(operand.shape) - 1 - x.axis
+    end = x.last - x.first - start - operand.shape[x.axis]
+    pad = [0, 0] * behind + [start, end]
+    if isinstance(operand, Node):
+        return low.derived(aten.constant_pad_nd.default, operand, pad)
+    return torch.nn.functional.pad(operand, pad)
+
+
+def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
+    """Concatenate pixels in raster order with what does not depend on the input."""
+    runs = [each for each in parts if isinstance(each, Run)]
+    others = [each for each in parts if not isinstance(each, Run)]
+    if len(runs) != 1 or not all(isinstance(each, Tensor | Node) for each in others):
+        low.refuse("it joins pixels in raster order with others that depend on the input")
+    (run,) = runs
+    if run.axis != axis or run.added:
+        low.refuse("it joins pixels in raster order along another axis")
+    place, added = 0, []
+    for each in parts:
+        if each is run:
+            before = place
+        else:
+            added.append((place, each))
+        place += each.shape[axis]
+    moved = replace(run, first=run.first - before, last=run.first - before + place)
+    return settled(low, replace(moved, added=tuple(added)))
+
+
+def padded(low: Lowering, x: Signal, pad: Sequence[int], value: float) -> Signal | Run:
+    """Pixels in raster order with a number before or behind."""
+    axis = next(axis for axis in range(len(x.dims)) if in_raster_order(x, axis))
+    at = 2 * (len(x.dims) - 1 - axis)
+    before, after = pad[at : at + 2]
+    if any(pad[:at]) or any(pad[at + 2 :]):
+        low.refuse("it pads pixels in raster order and other axes at once")
+    run = whole(x, axis)
+    added: list[tuple[int, Operand]] = []
+    for start, count in ((0, before), (before + run.last, after)):
+        if count > 0 and value != 0:
+            sizes = [count if each == axis else 1 for each in range(len(x.dims))]
+            added.append((start, torch.full(sizes, float(value), device=low.device)))
+    return settled(low, replace(run, first=-before, last=run.last + after, added=tuple(added)))
+
+
+@rule(aten.slice.Tensor, of=Run)
+def slice_(low: Lowering, self: Run, dim: int, start: Any, end: Any, step: int) -> Signal | Run:
+    axis = dim % len(self.shape)
+    first, last, step = slice(start, end, step).indices(self.shape[axis])
+    if axis != self.axis or step != 1:
+        low.refuse("it takes a part of pixels in raster order along another axis")
+    return part(low, self, first, max(first, last))
+
+
+@rule(aten.cat, of=Run)
+def cat(low: Lowering, tensors: Sequence[Any], dim: int) -> Signal | Run:
+    run = next(each for each in tensors if isinstance(each, Run))
+    return join_run(low, tensors, dim % len(run.shape))
+
+
+@rule(aten.clone, aten.alias, aten.detach, of=Run)
+def unchanged(low: Lowering, self: Run) -> Run:
+    return self

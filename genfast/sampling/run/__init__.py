@@ -1,0 +1,1 @@
+"""Run: the executors of a Program."""

@@ -1,0 +1,1 @@
+"""Verify: is the compiled sampler the model it was made from?"""
