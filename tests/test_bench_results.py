@@ -15,6 +15,7 @@ from pytest_benchmark.stats import Stats
 from benchmarks import _results, render
 from benchmarks._harness import IMPLEMENTATIONS
 from benchmarks._peaks import measure_peaks
+from genfast.bench.render import render as sampling_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -118,3 +119,18 @@ def test_peaks_are_rates_of_this_machine() -> None:
     peaks = measure_peaks(torch.device("cpu"), seconds=0.05)
     assert 0.1 < peaks["copy_gb_per_s"] < 1e4
     assert 0.1 < peaks["matmul_gflop_per_s"] < 1e5
+
+
+KEPT = sorted((ROOT / "benchmarks" / "results").glob("*/*.md"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=[f"{path.parent.name}/{path.name}" for path in KEPT])
+def test_a_kept_table_says_what_its_figures_do(path: Path) -> None:
+    results = json.loads(path.with_suffix(".json").read_text())
+    assert results["commit"]
+    assert results["command"]
+    if path.stem == "sampling":
+        expected = sampling_table(results)
+    else:
+        expected = render.render(results, path.stem)
+    assert path.read_text() == expected
