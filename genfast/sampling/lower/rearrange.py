@@ -165,14 +165,19 @@ def _joins_positions(dim: Dim) -> bool:
 
 
 def _adds_context(low: Lowering, parts: Sequence[Operand], axis: int) -> bool:
-    """Whether what depends on conditions makes an axis of positions longer than the input's."""
+    """Whether what depends on conditions makes a last axis of positions longer than the input's.
+
+    Such an axis goes on to a dense layer. One before it is a sequence behind a token, say.
+    """
     sizes = [part.shape[axis] for part in parts if not isinstance(part, int | float)]
     grid = low.captured.input.shape[-1]
     return (
         sum(sizes) > grid
         and any(isinstance(part, Node) for part in parts)
         and all(
-            only_axis(part.dims[axis]) is Axis.COLUMN for part in parts if isinstance(part, Signal)
+            only_axis(part.dims[axis]) is Axis.COLUMN and axis == len(part.dims) - 1
+            for part in parts
+            if isinstance(part, Signal)
         )
     )
 
