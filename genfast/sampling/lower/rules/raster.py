@@ -23,21 +23,28 @@ def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
         assert isinstance(operand, Tensor | Node)
         a, b = max(first - start, 0), min(last - start, operand.shape[x.axis])
         if a < b:
-            kept: Operand = operand
+            chosen: Operand = operand
             if isinstance(operand, Node):
-                kept = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
+                chosen = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
             else:
-                kept = operand.narrow(x.axis, a, b - a)
-            added.append((start + a - first, kept))
-    cut = replace(x, first=x.first + first, last=x.first + last, added=tuple(added))
-    return settled(low, cut)
+                chosen = operand.narrow(x.axis, a, b - a)
+            added.append((start + a - first, chosen))
+    ends = (x.first + first, x.first + last)
+    kept = (max(x.kept[0], ends[0]), min(x.kept[1], ends[1]))
+    return settled(low, Run(x.whole, x.axis, *ends, kept, tuple(added)))
 
 
 def settled(low: Lowering, x: Run) -> Signal | Run:
     """The run, as a signal if it is as long as the image."""
-    whole = x.whole
-    if x.last - x.first != whole.height * whole.width:
+    whole, count = x.whole, x.whole.height * x.whole.width
+    if x.last - x.first != count:
         return x
+    if x.kept[0] > max(x.first, 0) or x.kept[1] < min(x.last, count):
+        # Something else stands where pixels were cut off.
+        marks = torch.zeros(count, dtype=low.dtype, device=low.device)
+        marks[x.kept[0] : x.kept[1]] = 1
+        marks = marks.view(count, *[1] * (len(whole.dims) - 1 - x.axis))
+        whole = low.pointwise("mul", whole, marks)
     result = _shifted(low, whole, x.first)
     for start, operand in x.added:
         result = low.pointwise("add", result, _padded(low, x, start, operand))
@@ -74,12 +81,13 @@ def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
     if len(runs) != 1 or not all(isinstance(each, Tensor | Node) for each in others):
         low.refuse("it joins pixels in raster order with others that depend on the input")
     (run,) = runs
-    if run.axis != axis or run.added:
+    if run.axis != axis:
         low.refuse("it joins pixels in raster order along another axis")
     place, added = 0, []
     for each in parts:
         if each is run:
             before = place
+            added += [(place + start, operand) for start, operand in run.added]
         else:
             added.append((place, each))
         place += each.shape[axis]
@@ -99,7 +107,8 @@ def padded(low: Lowering, x: Signal, pad: Sequence[int], value: float) -> Signal
     for start, count in ((0, before), (before + run.last, after)):
         if count > 0 and value != 0:
             sizes = [count if each == axis else 1 for each in range(len(x.dims))]
-            added.append((start, torch.full(sizes, float(value), device=low.device)))
+            filler = torch.full(sizes, float(value), dtype=low.dtype, device=low.device)
+            added.append((start, filler))
     return settled(low, replace(run, first=-before, last=run.last + after, added=tuple(added)))
 
 
