@@ -18,6 +18,7 @@ from genfast.sampling.lower.layout import (
     Features,
     Signal,
     dim_size,
+    feature_size,
     features_dim,
     is_features,
     only_axis,
@@ -148,6 +149,10 @@ def join(low: Lowering, parts: Sequence[Operand], axis: int) -> Signal:
     ):
         parts = [flatten(low, each) if isinstance(each, Signal) else each for each in parts]
         signals = [each for each in parts if isinstance(each, Signal)]
+    # Of one row or column and one feature, a view cannot tell which axis of size 1 is which.
+    features = any(feature_size(each.dims[axis]) > 1 for each in signals)
+    if features and all(is_features(each.dims[axis]) for each in signals):
+        return join_features(aligned(low, parts, axis), axis)
     grids = {only_axis(each.dims[axis]) for each in signals} - {None}
     if not all(is_features(each.dims[axis]) or only_axis(each.dims[axis]) for each in signals):
         low.refuse(f"it joins the {named(signals[0].dims[axis])} of several tensors")
@@ -205,7 +210,7 @@ def join_features(parts: Sequence[Signal], axis: int) -> Signal:
     offsets = np.cumsum([0, *(len(part.features) for part in parts)])
     ids = [part.ids + offset for part, offset in zip(parts, offsets, strict=False)]
     joined = np.concatenate(ids, axis)
-    first = parts[0]
+    first = max(parts, key=lambda part: feature_size(part.dims[axis]))
     dims = (*first.dims[:axis], features_dim(joined.shape[axis]), *first.dims[axis + 1 :])
     whole = replace(first, features=Features.join([part.features for part in parts]))
     return whole.with_ids(joined, dims)
