@@ -51,6 +51,17 @@ def forward_backward(
     return step
 
 
+def assert_same(plain: tuple[torch.Tensor, ...], ours: tuple[torch.Tensor, ...]) -> None:
+    """Raise AssertionError unless results agree, to roundings of sums over all of their terms.
+
+    A scalar may be what is left where large terms cancel: it is held to the largest of all results.
+    """
+    largest = [each.float().abs().max().item() if each.numel() else 0.0 for each in ours]
+    for a, b, mine in zip(plain, ours, largest, strict=True):
+        allowed = 1e-4 * (max(largest) if b.dim() == 0 else mine)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=allowed, check_dtype=False)
+
+
 def time_case(
     benchmark: BenchmarkFixture,
     implementation: str,
@@ -59,8 +70,12 @@ def time_case(
     eager: Callable[..., torch.Tensor],
     genfast: Callable[..., torch.Tensor],
     check: Callable[[], None],
+    compared: tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] | None = None,
 ) -> None:
     """Checks, then times one implementation of one case.
+
+    What is timed is compared, too: the scalars and gradients of plain PyTorch, as it is or
+    compiled, with ours.
 
     Args:
         benchmark: The fixture of pytest-benchmark.
@@ -69,7 +84,19 @@ def time_case(
         eager: What a good engineer writes in plain PyTorch, returning a scalar.
         genfast: The same through our op.
         check: Raises AssertionError when our op is wrong on this case.
+        compared: `eager` and `genfast` on the same noise, where each draws its own.
     """
+    plain, ours = compared or (eager, genfast)
+
+    def check_all() -> None:
+        check()
+        given = case.inputs
+        wanted = forward_backward(ours, given)()
+        assert_same(forward_backward(plain, given)(), wanted)
+        if implementation == "compiled":
+            torch.compiler.reset()
+            assert_same(forward_backward(torch.compile(plain), given)(), wanted)
+
     makers = {
         "eager": lambda: forward_backward(eager, case.inputs),
         "compiled": lambda: forward_backward(torch.compile(eager), case.inputs),
@@ -80,7 +107,7 @@ def time_case(
         benchmark,
         implementation,
         makers,
-        check=check,
+        check=check_all,
         device=device,
         bytes_moved=case.bytes_moved,
         flops=case.flops,

@@ -293,9 +293,8 @@ class GanLoss : public torch::autograd::Function<GanLoss> {
   // Whether the slopes may be overwritten, and are so many that their memory counts.
   static bool slopes_are_spare(AutogradContext* ctx, const Tensor& grad_loss, const Tensor& slope,
                                const Tensor& fake) {
-    return slope.is_cpu() && slope.numel() >= kInPlaceElements &&
-           slope.scalar_type() == grad_loss.scalar_type() &&
-           may_overwrite(ctx, slope, {grad_loss, fake});
+    return may_overwrite(ctx, slope, {grad_loss, fake}) && slope.is_cpu() &&
+           slope.numel() >= kInPlaceElements && slope.scalar_type() == grad_loss.scalar_type();
   }
 
   static variable_list backward_in_place(const Tensor& grad_loss, const Tensor& slope,

@@ -23,9 +23,9 @@ inline void note_hooks(torch::autograd::AutogradContext* ctx) {
 inline bool may_overwrite(torch::autograd::AutogradContext* ctx, const at::Tensor& saved,
                           at::TensorList others) {
   return ctx->saved_data[kSavedAlone].toBool() && saved.use_count() <= 2 &&
-         saved.storage().use_count() == 1 && !at::GradMode::is_enabled() &&
-         !torch::autograd::get_current_graph_task_keep_graph() &&
-         !at::isTensorSubclassLike(saved) && !at::areAnyTensorSubclassLike(others);
+         !at::GradMode::is_enabled() && !torch::autograd::get_current_graph_task_keep_graph() &&
+         !at::isTensorSubclassLike(saved) && !at::areAnyTensorSubclassLike(others) &&
+         saved.storage().use_count() == 1;
 }
 
 }  // namespace genfast

@@ -13,9 +13,9 @@
 
 #include <cstdint>
 
-#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/macros.h"
+#include "kernels/masked_conv2d_epilogue.h"
 
 namespace genfast {
 

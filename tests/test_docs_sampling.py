@@ -68,7 +68,14 @@ def test_the_page_names_files_that_exist():
     text = PAGE.read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (PAGE.parent / target).exists(), target
-    for name in re.findall(r"`([a-z_]+\.py)`", text):
-        assert (ROOT / "genfast" / "sampling" / name).exists(), name
+    package = ROOT / "genfast" / "sampling"
+    rows = dict(re.findall(r"^\| `(\w+)/` \|(.*)", text, re.MULTILINE))
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(rows) == folders
+    for folder, row in rows.items():
+        for name in re.findall(r"`([./\w]+\.py)`", row):
+            assert (package / folder / name).exists(), name
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert list(package.rglob(name)), name
     for path in re.findall(r"`((?:benchmarks|genfast|tests)/[\w/.]+)`", text):
         assert (ROOT / path).exists(), path

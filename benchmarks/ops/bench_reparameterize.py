@@ -1,10 +1,12 @@
 """reparameterize: forward and backward of z and the KL term."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from benchmarks._harness import IMPLEMENTATIONS, Case, time_case
-from genfast.ops import reparameterize, reparameterize_reference
+from genfast.ops import philox_normal, reparameterize, reparameterize_reference
 
 SHAPES = {
     "vae-mnist": (128, 20),
@@ -19,14 +21,17 @@ def case(N: int, D: int) -> Case:
     return Case(inputs, bytes_moved=4 * N * D * (3 + 5) + 4 * N * 2)
 
 
-def eager(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    z = mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+def eager(
+    mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor | None = None
+) -> torch.Tensor:
+    noise = torch.randn_like(mu) if noise is None else noise
+    z = mu + torch.exp(0.5 * logvar) * noise
     kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(1)
     return z.sum() + kl.sum()
 
 
-def fused(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
-    z, kl = reparameterize(mu, logvar)
+def fused(mu: torch.Tensor, logvar: torch.Tensor, seed: int | None = None) -> torch.Tensor:
+    z, kl = reparameterize(mu, logvar, seed=seed)
     return z.sum() + kl.sum()
 
 
@@ -42,4 +47,14 @@ def bench_reparameterize(benchmark, name: str, implementation: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
     benchmark.group = f"reparameterize {name} {SHAPES[name]}"
-    time_case(benchmark, implementation, sample, eager=eager, genfast=fused, check=check)
+    mu = sample.inputs[0]
+    noise = philox_normal(mu.shape, seed=1, device=mu.device).to(mu.dtype)
+    time_case(
+        benchmark,
+        implementation,
+        sample,
+        eager=eager,
+        genfast=fused,
+        check=check,
+        compared=(partial(eager, noise=noise), partial(fused, seed=1)),
+    )

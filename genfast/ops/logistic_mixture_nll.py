@@ -54,7 +54,9 @@ def logistic_mixture_nll(
     Returns:
         [N], nats per example: the sum over all positions. float64 for float64 parameters, else
         float32. The exact formula has first derivatives and, on the CPU, the same bits for every
-        number of threads; the loss and its derivative are made in one pass.
+        number of threads; the loss and its derivative are made in one pass. In float32 a pixel's
+        loss is within 1e-6 of itself, and with three colours within half a rounding of the shifted
+        means more, times the slopes by the means (2e-6 at scales of exp(-7)).
 
     Raises:
         InputError: shapes or an argument that do not fit, levels out of range.

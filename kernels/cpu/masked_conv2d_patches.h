@@ -1,9 +1,9 @@
 // Pieces of the patch matrix of a convolution (kernels/masked_conv2d.h), packed for register tiles.
 #pragma once
 
-#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cpu/matrix_tile.h"
 #include "kernels/masked_conv2d.h"
+#include "kernels/masked_conv2d_epilogue.h"
 
 namespace genfast::cpu {
 namespace {

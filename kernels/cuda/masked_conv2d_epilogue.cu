@@ -1,8 +1,8 @@
 // Activation, addend and residual of a convolution, and their gradient: one thread per unit and
 // pixel, in the arithmetic of the CPU.
-#include "kernels/masked_conv2d_epilogue.h"
 #include "kernels/cuda/half.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/masked_conv2d_epilogue.h"
 
 namespace genfast::cuda {
 namespace {

@@ -235,12 +235,13 @@ def attention_layers(draw: st.DrawFn) -> AttentionLayer:
 @st.composite
 def attentives(draw: st.DrawFn) -> Attentive:
     kind = draw(st.sampled_from(["map", "raster", "sequence"]))
-    image = (1, draw(st.integers(1, 4)), draw(st.integers(1, 5)))
+    image = st.tuples(st.just(1), st.integers(1, 4), st.integers(1, 5))
+    shapes = {"sequence": st.tuples(st.integers(6, 10))}
     return Attentive(
         # More steps than levels, so that shapes tell which axis is which.
-        shape=(draw(st.integers(6, 10)),) if kind == "sequence" else image,
+        shape=draw(shapes.get(kind, image.filter(lambda shape: prod(shape) > 1))),
         levels=draw(st.integers(2, 5)),
-        width=draw(st.integers(1, 6)),
+        width=draw(st.integers(2, 6)),
         kind=kind,
         shift=draw(st.sampled_from(["cat", "cut", "pad"])),
         features_last=draw(st.booleans()),
