@@ -27,6 +27,7 @@ from tests.sampling.test_lower_attention import (
 )
 
 BEFORE = torch.ones(PLACES, PLACES).tril()
+BLOCKED = torch.full((PLACES, PLACES), -inf).triu(1)
 DISTANCE = 1 + torch.arange(PLACES)[:, None] + torch.arange(PLACES)
 
 
@@ -67,6 +68,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
     ),
     "masks of NaN": (
         scored(lambda s: (s + (1 - BEFORE) * -inf).softmax(-1)),
+        r"aten\.bmm.*have NaN in their mask",
+    ),
+    "masks of both infinities": (
+        scored(lambda s: (s.masked_fill(BEFORE == 0, -inf) - BLOCKED).softmax(-1)),
         r"aten\.bmm.*have NaN in their mask",
     ),
     "weights changed after the softmax": (

@@ -125,8 +125,8 @@ def changed(low: "Lowering", x: Scores, slope: Numbers, offset: Numbers) -> Scor
             low.refuse("it adds to the weights of an attention after their softmax")
         return replace(x, gain=x.gain * slope)
     with np.errstate(invalid="ignore"):
-        kept = np.where(slope == 0, 0.0, x.offset * slope)
-    return replace(x, slope=x.slope * slope, offset=kept + offset)
+        moved_by = np.where(slope == 0, 0.0, x.offset * slope) + offset
+    return replace(x, slope=x.slope * slope, offset=moved_by)
 
 
 def filled(low: "Lowering", x: Scores, mask: Numbers, value: Numbers) -> Scores:
