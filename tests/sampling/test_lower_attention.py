@@ -166,6 +166,11 @@ RASTER: dict[str, Function] = {
     "tokens joined twice": lambda x: joined(token(x), joined(-token(x), sequence(x)[:, :-2])),
     "a part of a part": lambda x: joined(token(x, 2), sequence(x)[:, 1:])[:, 1:],
     "padded by a number": lambda x: F.pad(sequence(x), (0, 0, 2, 1), value=0.7)[:, :-3],
+    "cut and padded": lambda x: F.pad(sequence(x)[:, :-1], (0, 0, 1, 0)),
+    "cut and padded by a number": lambda x: F.pad(sequence(x)[:, 2:-1], (0, 0, 1, 2), value=0.3),
+    "cut by a padding": lambda x: joined(F.pad(sequence(x), (0, 0, 1, -3)), token(x, 2)),
+    "tokens only": lambda x: joined(sequence(x)[:, :0], token(x, 15)) + sequence(x),
+    "moved out of the image": lambda x: joined(token(x, 16), sequence(x))[:, 1:16] + sequence(x),
     "channels before pixels": lambda x: F.pad(x.flatten(2), (3, -3)).mT,
     **{
         f"moved by {by}": lambda x, by=by: F.pad(sequence(x), (0, 0, by, -by))

@@ -11,13 +11,17 @@ from genfast.sampling.capture.recording import Node
 from genfast.sampling.lower.layout import Axis, Signal
 from genfast.sampling.lower.lowering import Lowering, Operand, rule
 from genfast.sampling.lower.rearrange import window
-from genfast.sampling.lower.run import Run, in_raster_order, whole
+from genfast.sampling.lower.run import Run
 
 aten = torch.ops.aten
 
 
 def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
     """Positions first .. last - 1 of a run."""
+    return settled(low, _cut(low, x, first, last))
+
+
+def _cut(low: Lowering, x: Run, first: int, last: int) -> Run:
     added = []
     for start, operand in x.added:
         assert isinstance(operand, Tensor | Node)
@@ -30,8 +34,9 @@ def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
                 chosen = operand.narrow(x.axis, a, b - a)
             added.append((start + a - first, chosen))
     ends = (x.first + first, x.first + last)
-    kept = (max(x.kept[0], ends[0]), min(x.kept[1], ends[1]))
-    return settled(low, Run(x.whole, x.axis, *ends, kept, tuple(added)))
+    start = max(x.kept[0], ends[0])
+    kept = (start, max(start, min(x.kept[1], ends[1])))
+    return Run(x.whole, x.axis, *ends, kept, tuple(added))
 
 
 def settled(low: Lowering, x: Run) -> Signal | Run:
@@ -45,7 +50,8 @@ def settled(low: Lowering, x: Run) -> Signal | Run:
         marks[x.kept[0] : x.kept[1]] = 1
         marks = marks.view(count, *[1] * (len(whole.dims) - 1 - x.axis))
         whole = low.pointwise("mul", whole, marks)
-    result = _shifted(low, whole, x.first)
+    nothing = x.kept[0] == x.kept[1]
+    result = low.number(0.0, whole, whole.dims) if nothing else _shifted(low, whole, x.first)
     for start, operand in x.added:
         result = low.pointwise("add", result, _padded(low, x, start, operand))
     return result
@@ -95,21 +101,23 @@ def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
     return settled(low, replace(moved, added=tuple(added)))
 
 
-def padded(low: Lowering, x: Signal, pad: Sequence[int], value: float) -> Signal | Run:
-    """Pixels in raster order with a number before or behind."""
-    axis = next(axis for axis in range(len(x.dims)) if in_raster_order(x, axis))
-    at = 2 * (len(x.dims) - 1 - axis)
-    before, after = pad[at : at + 2]
+@rule(aten.constant_pad_nd, of=Run)
+def padded(low: Lowering, self: Run, pad: Sequence[int], value: float) -> Signal | Run:
+    """Pixels in raster order with a number before or behind; fewer of them where pad < 0."""
+    rank, size = len(self.dims), self.shape[self.axis]
+    at = 2 * (rank - 1 - self.axis)
     if any(pad[:at]) or any(pad[at + 2 :]):
         low.refuse("it pads pixels in raster order and other axes at once")
-    run = whole(x, axis)
-    added: list[tuple[int, Operand]] = []
-    for start, count in ((0, before), (before + run.last, after)):
+    cut = _cut(low, self, max(-pad[at], 0), size - max(-pad[at + 1], 0))
+    before, after = max(pad[at], 0), max(pad[at + 1], 0)
+    added = [(before + start, operand) for start, operand in cut.added]
+    for start, count in ((0, before), (before + cut.shape[cut.axis], after)):
         if count > 0 and value != 0:
-            sizes = [count if each == axis else 1 for each in range(len(x.dims))]
+            sizes = [count if each == self.axis else 1 for each in range(rank)]
             filler = torch.full(sizes, float(value), dtype=low.dtype, device=low.device)
             added.append((start, filler))
-    return settled(low, replace(run, first=-before, last=run.last + after, added=tuple(added)))
+    ends = (cut.first - before, cut.last + after)
+    return settled(low, Run(cut.whole, cut.axis, *ends, cut.kept, tuple(added)))
 
 
 @rule(aten.slice.Tensor, of=Run)
