@@ -160,6 +160,11 @@ def joined(*parts: Tensor) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
+def written(into: Tensor, part: Tensor, first: int) -> Tensor:
+    into[:, first : first + part.shape[1]] = part
+    return into
+
+
 RASTER: dict[str, Function] = {
     "a start token": lambda x: joined(token(x), sequence(x)[:, :-1]),
     "tokens at both ends": lambda x: joined(token(x, 2), sequence(x)[:, 3:-1], -token(x, 2)),
@@ -171,6 +176,8 @@ RASTER: dict[str, Function] = {
     "cut by a padding": lambda x: joined(F.pad(sequence(x), (0, 0, 1, -3)), token(x, 2)),
     "tokens only": lambda x: joined(sequence(x)[:, :0], token(x, 15)) + sequence(x),
     "moved out of the image": lambda x: joined(token(x, 16), sequence(x))[:, 1:16] + sequence(x),
+    "written behind a token": lambda x: written(token(x, 15).clone(), sequence(x)[:, :-1], 1),
+    "written before two tokens": lambda x: written(token(x, 15).clone(), sequence(x)[:, 2:], 0),
     "channels before pixels": lambda x: F.pad(x.flatten(2), (3, -3)).mT,
     **{
         f"moved by {by}": lambda x, by=by: F.pad(sequence(x), (0, 0, by, -by))

@@ -27,16 +27,17 @@ def _cut(low: Lowering, x: Run, first: int, last: int) -> Run:
         assert isinstance(operand, Tensor | Node)
         a, b = max(first - start, 0), min(last - start, operand.shape[x.axis])
         if a < b:
-            chosen: Operand = operand
-            if isinstance(operand, Node):
-                chosen = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
-            else:
-                chosen = operand.narrow(x.axis, a, b - a)
-            added.append((start + a - first, chosen))
+            added.append((start + a - first, _narrowed(low, operand, x.axis, a, b)))
     ends = (x.first + first, x.first + last)
     start = max(x.kept[0], ends[0])
     kept = (start, max(start, min(x.kept[1], ends[1])))
     return Run(x.whole, x.axis, *ends, kept, tuple(added))
+
+
+def _narrowed(low: Lowering, x: Tensor | Node, axis: int, first: int, last: int) -> Tensor | Node:
+    if isinstance(x, Node):
+        return low.derived(aten.slice.Tensor, x, axis, first, last)
+    return x.narrow(axis, first, last - first)
 
 
 def settled(low: Lowering, x: Run) -> Signal | Run:
@@ -138,3 +139,23 @@ def cat(low: Lowering, tensors: Sequence[Any], dim: int) -> Signal | Run:
 @rule(aten.clone, aten.alias, aten.detach, of=Run)
 def unchanged(low: Lowering, self: Run) -> Run:
     return self
+
+
+@rule(aten.copy, of=Run)
+def copy(low: Lowering, self: Any, src: Any) -> Run:
+    if not isinstance(src, Run) or tuple(self.shape) != src.shape:
+        low.refuse("it writes over some of the pixels in raster order")
+    return src
+
+
+@rule(aten.slice_scatter, of=Run)
+def slice_scatter(
+    low: Lowering, self: Any, src: Any, dim: int, start: Any, end: Any, step: int
+) -> Signal | Run:
+    axis = dim % len(self.shape)
+    first, last, step = slice(start, end, step).indices(self.shape[axis])
+    if not isinstance(self, Tensor | Node) or step != 1:
+        low.refuse("it writes over some of the pixels in raster order")
+    ends = ((0, first), (last, self.shape[axis]))
+    before, after = ([_narrowed(low, self, axis, a, b)] if a < b else [] for a, b in ends)
+    return join_run(low, [*before, src, *after], axis)
