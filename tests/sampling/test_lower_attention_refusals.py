@@ -188,10 +188,6 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda x: written(sequence(x).sin(), sequence(x)[:, 1:], 0),
         r"aten\.(slice_scatter|copy_).*writes over some of the pixels in raster order",
     ),
-    "some pixels written twice": (
-        lambda x: torch.zeros(2, *sequence(x)[:, 1:].shape).copy_(sequence(x)[:, 1:]),
-        r"aten\.copy_.*writes over some of the pixels in raster order",
-    ),
     "every second pixel of some": (
         along(lambda y: y[:, :-1][:, ::2]),
         r"aten\.slice.*raster order along another axis",

@@ -141,13 +141,6 @@ def unchanged(low: Lowering, self: Run) -> Run:
     return self
 
 
-@rule(aten.copy, of=Run)
-def copy(low: Lowering, self: Any, src: Any) -> Run:
-    if not isinstance(src, Run) or tuple(self.shape) != src.shape:
-        low.refuse("it writes over some of the pixels in raster order")
-    return src
-
-
 @rule(aten.slice_scatter, of=Run)
 def slice_scatter(
     low: Lowering, self: Any, src: Any, dim: int, start: Any, end: Any, step: int
