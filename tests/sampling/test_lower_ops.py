@@ -632,3 +632,16 @@ def test_rolled_rows_that_are_cleared_are_a_shift() -> None:
 
     graph, _ = compiled(Apply(shift), torch.randn(2, 4, 3, 5, dtype=torch.float64))
     assert [type(value.body).__name__ for value in graph.values] == ["Input"]
+
+
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1), (3, 5)])
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_feature_beside_several_where_rows_or_columns_are_one(
+    size: tuple[int, int], order: int
+) -> None:
+    def joined(x: Tensor) -> Tensor:
+        one = x.mean(1).flatten(1).view(len(x), 1, *size)
+        weight = torch.linspace(-1, 1, 45, dtype=torch.float64).view(1, 5, 3, 3)
+        return F.conv2d(torch.cat((x, one)[::order], dim=1), weight, padding=1)
+
+    check(joined, torch.randn(3, 4, *size, dtype=torch.float64))

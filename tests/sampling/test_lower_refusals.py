@@ -19,7 +19,6 @@ class Apply(nn.Module):
         self.function = function
         self.cell = nn.LSTM(4, 4, batch_first=True)
         self.gate = nn.GRUCell(4, 4)
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
         self.dense = nn.Linear(60, 60)
 
     def forward(self, x: Tensor, **conditions: Tensor) -> Tensor:
@@ -28,20 +27,6 @@ class Apply(nn.Module):
 
 def _sequence(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
-
-
-BEFORE = torch.ones(15, 15).tril()
-DISTANCE = 1 + torch.arange(15)[:, None] + torch.arange(15)
-
-
-def _attend(x: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
-    y = _sequence(x)
-    return (weigh(y @ y.mT) @ y).mT.reshape(2, 4, 3, 5)
-
-
-def _within_rows(x: Tensor) -> Tensor:
-    y = x.permute(0, 2, 3, 1).flatten(0, 1)
-    return ((y @ y.mT).softmax(-1) @ y).view(2, 3, 5, 4).permute(0, 3, 1, 2)
 
 
 def _branch(model: nn.Module, x: Tensor) -> Tensor:
@@ -58,50 +43,6 @@ def _shared_memory(model: nn.Module, x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Function, str]] = {
-    "query times key of rows": (
-        lambda m, x: F.scaled_dot_product_attention(x, x, x),
-        r"scaled_dot_product_attention.*multiplies two tensors.*not as attention does",
-    ),
-    "query times key of features": (
-        lambda m, x: _sequence(x).mT @ _sequence(x),
-        r"aten\.bmm.*not as attention does: \[2 images, 4 features, 3 rows \* 5 columns\]",
-    ),
-    "nn.MultiheadAttention over images": (
-        lambda m, x: m.attention(*[_sequence(x).transpose(0, 1)] * 3)[0],
-        r"in attention .*multiplies two tensors",
-    ),
-    "masked scores of 0": (
-        lambda m, x: _attend(x, lambda scores: (scores * BEFORE).softmax(-1)),
-        r"aten\.bmm.*position 1 a weight at position 0 .*masked scores must be much lower",
-    ),
-    "weights changed after the softmax": (
-        lambda m, x: _attend(x, lambda scores: scores.softmax(-1) * BEFORE),
-        r"aten\.bmm.*changes the weights of an attention after their softmax",
-    ),
-    "weights with a number added": (
-        lambda m, x: _attend(x, lambda scores: scores.softmax(-1) + 1e-8),
-        r"aten\.add.*adds to the weights of an attention after their softmax",
-    ),
-    "scores scaled by distance": (
-        lambda m, x: _attend(x, lambda scores: (scores * DISTANCE).softmax(-1)),
-        r"aten\.bmm.*scales the scores of an attention differently from position to position",
-    ),
-    "softmax over the queries": (
-        lambda m, x: _attend(x, lambda scores: scores.softmax(1)),
-        r"softmax is not over the positions of the keys",
-    ),
-    "scores without a softmax": (
-        lambda m, x: _attend(x, lambda scores: scores * BEFORE),
-        r"aten\.bmm.*multiplies scores of an attention with values, without a softmax",
-    ),
-    "attention within rows": (
-        lambda m, x: _within_rows(x),
-        r"aten\.bmm.*not as attention does: \[2 images \* 3 rows, 5 columns, 4 features\]",
-    ),
-    "pixels in raster order cut short": (
-        lambda m, x: _sequence(x)[:, :-1].tanh(),
-        r"aten\.tanh.*raster order",
-    ),
     "lstm": (lambda m, x: m.cell(_sequence(x))[0], r"lstm in cell .*recurrent"),
     "gru cell": (lambda m, x: m.gate(x[:, :, 0, 0]), r"aten\.select.*3 rows|recurrent"),
     "number read": (lambda m, x: x * x.mean().item(), r"_local_scalar_dense.*reads a number"),
@@ -258,11 +199,3 @@ def test_conditions_of_other_images() -> None:
 
     with pytest.raises(UnsupportedModelError, match=r"depends on the conditions of others"):
         compiled(Apply(centred), torch.rand(2, 4, 3, 5), style=torch.ones(2, 4))
-
-
-def test_mask_that_depends_on_conditions() -> None:
-    def padded(model: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
-        return _attend(x, lambda scores: scores.masked_fill(mask[:, None], -torch.inf).softmax(-1))
-
-    with pytest.raises(UnsupportedModelError, match=r"scores of an attention.*not constant"):
-        compiled(Apply(padded), torch.rand(2, 4, 3, 5), mask=torch.arange(30).view(2, 15) % 15 > 12)

@@ -167,6 +167,12 @@ ZOO: dict[str, Entry] = {
     "attention, sequence first, no weights": Entry(
         lambda: attention.SequenceFirst(weights=False), (8,), categorical(4)
     ),
+    "attention, sequence first, behind a label": Entry(
+        lambda: attention.SequenceFirst(labels=3),
+        (8,),
+        categorical(4),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
     "attention on a feature map, start mask": Entry(
         attention.Grid, (1, 4, 5), categorical(4, "signed")
     ),

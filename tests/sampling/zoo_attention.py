@@ -109,24 +109,31 @@ class Encoder(nn.Module):
 
 
 class SequenceFirst(nn.Module):
-    """nn.MultiheadAttention on [T, N, C] behind a start token, masked by an additive triangle."""
+    """nn.MultiheadAttention on [T, N, C] behind a start token, masked by an additive triangle.
 
-    def __init__(self, tokens=4, width=6, weights=True):
+    With `labels`, a label stands before all tokens instead, and the last prediction is dropped.
+    """
+
+    def __init__(self, tokens=4, width=6, weights=True, labels=0):
         super().__init__()
         self.embed, self.start = nn.Embedding(tokens, width), nn.Parameter(torch.randn(width))
+        self.label = nn.Embedding(labels, width) if labels else None
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 2)
         self.head = nn.Linear(width, tokens)
         self.weights = weights
 
-    def forward(self, x):
+    def forward(self, x, label=None):
         h = self.embed(x.long().t())
-        h = torch.cat([torch.ones(1, x.shape[0], 1, dtype=h.dtype) * self.start, h[:-1]], dim=0)
+        if self.label is not None:
+            h = torch.cat([self.label(label)[None], h], dim=0)
+        else:
+            h = torch.cat([torch.ones(1, x.shape[0], 1, dtype=h.dtype) * self.start, h[:-1]], dim=0)
         mask = torch.full((len(h), len(h)), -float("inf"), dtype=h.dtype)
         mask = torch.triu(mask, diagonal=1)
         y = self.norm(h)
         h = h + self.attention(y, y, y, attn_mask=mask, need_weights=self.weights)[0]
-        return self.head(h).permute(1, 2, 0)
+        return self.head(h[: x.shape[1]]).permute(1, 2, 0)
 
 
 class Grid(nn.Module):

@@ -18,6 +18,7 @@ from genfast.sampling.lower.layout import (
     Features,
     Signal,
     dim_size,
+    feature_size,
     features_dim,
     is_features,
     only_axis,
@@ -148,6 +149,10 @@ def join(low: Lowering, parts: Sequence[Operand], axis: int) -> Signal:
     ):
         parts = [flatten(low, each) if isinstance(each, Signal) else each for each in parts]
         signals = [each for each in parts if isinstance(each, Signal)]
+    # Of one row or column and one feature, a view cannot tell which axis of size 1 is which.
+    features = any(feature_size(each.dims[axis]) > 1 for each in signals)
+    if features and all(is_features(each.dims[axis]) for each in signals):
+        return join_features(aligned(low, parts, axis), axis)
     grids = {only_axis(each.dims[axis]) for each in signals} - {None}
     if not all(is_features(each.dims[axis]) or only_axis(each.dims[axis]) for each in signals):
         low.refuse(f"it joins the {named(signals[0].dims[axis])} of several tensors")
@@ -165,14 +170,19 @@ def _joins_positions(dim: Dim) -> bool:
 
 
 def _adds_context(low: Lowering, parts: Sequence[Operand], axis: int) -> bool:
-    """Whether what depends on conditions makes an axis of positions longer than the input's."""
+    """Whether what depends on conditions makes a last axis of positions longer than the input's.
+
+    Such an axis goes on to a dense layer. One before it is a sequence behind a token, say.
+    """
     sizes = [part.shape[axis] for part in parts if not isinstance(part, int | float)]
     grid = low.captured.input.shape[-1]
     return (
         sum(sizes) > grid
         and any(isinstance(part, Node) for part in parts)
         and all(
-            only_axis(part.dims[axis]) is Axis.COLUMN for part in parts if isinstance(part, Signal)
+            only_axis(part.dims[axis]) is Axis.COLUMN and axis == len(part.dims) - 1
+            for part in parts
+            if isinstance(part, Signal)
         )
     )
 
@@ -200,7 +210,7 @@ def join_features(parts: Sequence[Signal], axis: int) -> Signal:
     offsets = np.cumsum([0, *(len(part.features) for part in parts)])
     ids = [part.ids + offset for part, offset in zip(parts, offsets, strict=False)]
     joined = np.concatenate(ids, axis)
-    first = parts[0]
+    first = max(parts, key=lambda part: feature_size(part.dims[axis]))
     dims = (*first.dims[:axis], features_dim(joined.shape[axis]), *first.dims[axis + 1 :])
     whole = replace(first, features=Features.join([part.features for part in parts]))
     return whole.with_ids(joined, dims)

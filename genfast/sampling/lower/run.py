@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Raster positions first .. last - 1 of a signal, along its axis `axis`; zero beside it.
+    """Raster positions first .. last - 1 of a signal, along its axis `axis`.
 
-    `added` are other operands, each with the number of its first position in the run.
+    Of the signal's pixels there are `kept` (the first, and the one after the last), and zero beside
+    them. `added` are other operands, each with the number of its first position in the run.
     """
 
     whole: Signal
     axis: int
     first: int
     last: int
+    kept: tuple[int, int]
     added: "tuple[tuple[int, Operand], ...]" = ()
 
     @property
@@ -49,4 +51,4 @@ def in_raster_order(x: Signal, axis: int) -> bool:
 
 def whole(x: Signal, axis: int) -> Run:
     """All pixels of a signal along such an axis."""
-    return Run(x, axis, 0, x.height * x.width)
+    return Run(x, axis, 0, x.height * x.width, (0, x.height * x.width))

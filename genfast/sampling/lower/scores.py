@@ -28,6 +28,7 @@ from genfast.sampling.values import Attend, Constant, Conv, Pointwise, Value
 
 if TYPE_CHECKING:
     from genfast.sampling.lower.lowering import Lowering, Operand
+    from genfast.sampling.lower.run import Run
 
 Numbers = npt.NDArray[np.float64]  # [positions, heads, seen], 1 where they do not vary
 
@@ -43,7 +44,8 @@ class Scores:
 
     `axes` are the user's: a signal whose features are numbered head by head and, within, by the
     position of the key; no value behind it is ever computed. Where the slope is 0 the product does
-    not count. `gain` is None before the softmax. `forgiving`: a softmax over nothing gives zeros.
+    not count. `gain` is None before the softmax. A softmax over nothing gives zeros here; a model
+    in which that counts gives NaN itself.
     """
 
     axes: Signal
@@ -53,7 +55,6 @@ class Scores:
     slope: Numbers
     offset: Numbers
     gain: Numbers | None = None
-    forgiving: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,11 +88,15 @@ def scores_of(low: "Lowering", queries: Signal, keys: Signal) -> Scores:
     )
 
 
-def moved(low: "Lowering", x: Scores, axes: Signal) -> Scores:
+def moved(low: "Lowering", x: Scores, axes: "Signal | Run") -> Scores:
     """The same scores with other axes, if none of them is gone."""
-    if len(axes.features) != len(x.axes.features):
-        low.refuse("it takes a part of the scores of an attention")
-    return replace(x, axes=axes)
+    if (
+        isinstance(axes, Signal)
+        and axes.features.views == x.axes.features.views
+        and len(axes.features) == len(x.axes.features)
+    ):
+        return replace(x, axes=axes)
+    low.refuse("it takes a part of the scores of an attention")
 
 
 def constant(low: "Lowering", x: Scores, operand: "Operand") -> Numbers:
@@ -99,8 +104,8 @@ def constant(low: "Lowering", x: Scores, operand: "Operand") -> Numbers:
     arranged = low.arrange(operand, x.axes.dims, x.axes)
     if not isinstance(arranged, Signal):
         return np.full((1, 1, 1), float(arranged))
-    (view,) = arranged.features.views
-    if not isinstance(view.origin, Constant):
+    view, *others = arranged.features.views
+    if others or not isinstance(view.origin, Constant):
         low.refuse("it changes the scores of an attention by what is not constant")
     data = view.origin.data.double().cpu().numpy()
     raw = np.empty(len(arranged.features), np.int64)
@@ -120,8 +125,8 @@ def changed(low: "Lowering", x: Scores, slope: Numbers, offset: Numbers) -> Scor
             low.refuse("it adds to the weights of an attention after their softmax")
         return replace(x, gain=x.gain * slope)
     with np.errstate(invalid="ignore"):
-        kept = np.where(slope == 0, 0.0, x.offset * slope)
-    return replace(x, slope=x.slope * slope, offset=kept + offset)
+        moved_by = np.where(slope == 0, 0.0, x.offset * slope) + offset
+    return replace(x, slope=x.slope * slope, offset=moved_by)
 
 
 def filled(low: "Lowering", x: Scores, mask: Numbers, value: Numbers) -> Scores:
@@ -130,12 +135,12 @@ def filled(low: "Lowering", x: Scores, mask: Numbers, value: Numbers) -> Scores:
     if x.gain is not None:
         if np.where(hidden, value, 0.0).any():
             low.refuse("it writes numbers into the weights of an attention after their softmax")
-        return replace(x, gain=np.where(hidden, 0.0, x.gain), forgiving=x.forgiving)
+        return replace(x, gain=np.where(hidden, 0.0, x.gain))
     slope = np.where(hidden, 0.0, x.slope)
     return replace(x, slope=slope, offset=np.where(hidden, value, x.offset))
 
 
-def normalised(low: "Lowering", x: Scores, dim: int, forgiving: bool) -> Scores:
+def normalised(low: "Lowering", x: Scores, dim: int) -> Scores:
     """The softmax over the positions of the keys."""
     axis = x.axes.axis(dim)
     if x.gain is not None:
@@ -145,7 +150,7 @@ def normalised(low: "Lowering", x: Scores, dim: int, forgiving: bool) -> Scores:
     over_keys = is_features(x.axes.dims[axis]) and along.shape[-1] == x.positions
     if not over_keys or (np.diff(along, axis=-1) != 1).any():
         low.refuse("its softmax is not over the positions of the keys, the second factor's")
-    return replace(x, gain=np.ones((1, 1, 1)), forgiving=forgiving)
+    return replace(x, gain=np.ones((1, 1, 1)))
 
 
 def attended(low: "Lowering", x: Scores, values: Signal, dims: tuple[Dim, ...]) -> Signal:
@@ -154,7 +159,7 @@ def attended(low: "Lowering", x: Scores, values: Signal, dims: tuple[Dim, ...]) 
         low.refuse("it multiplies scores of an attention with values, without a softmax")
     pairs = x.positions**2 * max(x.slope.shape[1], x.offset.shape[1])
     if pairs > _MOST_PAIRS:
-        low.refuse(f"its attention has {pairs} scores a head that differ, more than {_MOST_PAIRS}")
+        low.refuse(f"the mask of its attention has {pairs} numbers, more than {_MOST_PAIRS}")
     bias, scale, queries = _bias(low, x)
     sights, sight_of = _sights(bias, x.heads)
     grid = (x.axes.height, x.axes.width)

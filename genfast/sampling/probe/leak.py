@@ -1,7 +1,7 @@
 """Which layer looks ahead: one path from an output back to a symbol it must not know."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from genfast.sampling.probe.dependence import (
     single,
     unique,
 )
+from genfast.sampling.probe.sight import Sight
 from genfast.sampling.values import Attend, Conv, Graph, Input, Value
 
 # Parameters of one draw: the first colour drawn, how many, and which output features they are.
@@ -62,16 +63,16 @@ class _Hop:
 
 @dataclass(eq=False)
 class _Cut:
-    """Edges taken out of a graph, and of links the marks that are."""
+    """Edges taken out of a graph, or others in their place, and of links the marks taken out."""
 
-    edges: set[Edge]
+    edges: dict[Edge, Edge | None]
     links: dict[Link, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
-        """How many edges that is."""
+        """How many edges are gone as a whole."""
         marks = (int((link.live & mask).sum()) for link, mask in self.links.items())
-        return len(self.edges) + sum(marks)
+        return sum(left is None for left in self.edges.values()) + sum(marks)
 
 
 def explain(
@@ -202,9 +203,14 @@ def _joins_positions(hop: _Hop) -> bool:
 def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> _Cut:
     """Return the edges like a hop's, of all classes of its reader, that see what is too late."""
     if hop.reader is None:
-        return _Cut({hop.edge})
-    like = (hop.edge.origin, hop.edge.dy, hop.edge.dx, hop.edge.phase)
-    cut = _Cut(set())
+        return _Cut({hop.edge: None})
+
+    def kind(edge: Edge) -> tuple[object, ...]:
+        # What one mask hides or shows: keys and values of an attention alike.
+        seen = edge.sight is not None
+        return () if seen else (edge.origin, edge.dy, edge.dx, edge.phase)
+
+    cut = _Cut({})
     classes = found[hop.reader]
     for link in classes.links:
         if link.origin is hop.edge.origin:
@@ -213,11 +219,18 @@ def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map
     for klass, edges in enumerate(found[hop.reader].edges):
         limit = limits[hop.reader, klass]
         for edge in edges:
-            if (edge.origin, edge.dy, edge.dx, edge.phase) == like:
-                seen = gather(edge, found[edge.origin].ready[edge.klass], limit, missing=0)
-                if (seen > limit).any():
-                    cut.edges.add(edge)
+            if kind(edge) == kind(hop.edge):
+                times = found[edge.origin].ready[edge.klass]
+                if (gather(edge, times, limit, missing=0) > limit).any():
+                    cut.edges[edge] = _in_time(edge, times, limit)
     return cut
+
+
+def _in_time(edge: Edge, times: Map, limit: Map) -> Edge | None:
+    """An edge without what is too late: of an attention some pairs of positions, else all of it."""
+    if edge.sight is None:
+        return None
+    return replace(edge, sight=Sight(edge.sight.seen & (times.ravel() <= limit.reshape(-1, 1))))
 
 
 def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: _Cut) -> list[Map]:
@@ -227,8 +240,9 @@ def _output_times(graph: Graph, found: Dependence, draws: Draws, cut: _Cut) -> l
     def latest(edges: Iterable[Edge], shape: tuple[int, int]) -> Map:
         times = np.zeros(shape, dtype=np.int64)
         for edge in edges:
-            if edge not in cut.edges:
-                seen = gather(edge, ready[edge.origin, edge.klass], times, missing=0)
+            left = cut.edges.get(edge, edge)
+            if left is not None:
+                seen = gather(left, ready[edge.origin, edge.klass], times, missing=0)
                 np.maximum(times, seen, out=times)
         return times
 

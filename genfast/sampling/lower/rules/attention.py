@@ -1,6 +1,5 @@
 """Rules of attention: from the product of queries and keys to that of weights and values."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def add_scaled(low: Lowering, x: Scores, number: Operand, beta: float, alpha: fl
 
 @rule(aten._softmax, aten._safe_softmax, of=Scores)
 def softmax(low: Lowering, self: Scores, dim: int) -> Scores:
-    return normalised(low, self, dim, low.op.overloadpacket is aten._safe_softmax)
+    return normalised(low, self, dim)
 
 
 @rule(*_MOVES, of=Scores)
@@ -80,7 +79,14 @@ def move(low: Lowering, self: Scores, **given: Any) -> Scores:
     return moved(low, self, low.apply(Signal, {**given, "self": self.axes}))
 
 
-@rule(aten.clone, aten.alias, aten.detach, aten._to_copy, aten.native_dropout, of=Scores)
+@rule(aten._to_copy, of=Scores)
+def to_copy(low: Lowering, self: Scores) -> Scores:
+    if not low.node.dtype.is_floating_point:
+        low.refuse("it makes whole numbers of the scores of an attention")
+    return self
+
+
+@rule(aten.clone, aten.alias, aten.detach, aten.native_dropout, of=Scores)
 def unchanged(low: Lowering, **given: Any) -> Any:
     x = given.get("self", given.get("input"))
     return (x, None) if low.op.overloadpacket is aten.native_dropout else x
@@ -150,4 +156,4 @@ def where(low: Lowering, condition: Any, self: Any, other: Any) -> Scores:
 def nan_to_num(low: Lowering, self: Scores, nan: float | None = None) -> Scores:
     if self.gain is None or nan not in (None, 0):
         low.refuse("it replaces NaN among the scores of an attention")
-    return replace(self, forgiving=True)
+    return self

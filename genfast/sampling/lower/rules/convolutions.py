@@ -351,6 +351,7 @@ def addmm(low: Lowering, self: Operand, beta: float, alpha: float, **given: Any)
         bias = self if self.numel() == right.shape[-1] else self.expand(right.shape[-1])
         return _product(low, left, right, bias)
     multiplied = _product(low, left, right)
+    self = 0.0 if beta == 0 else self  # then not read, and may hold anything
     if isinstance(multiplied, Scores):
         return add_scaled(low, multiplied, self, beta, alpha)
     scaled = low.pointwise("mul", multiplied, alpha)

@@ -29,8 +29,9 @@ aten = torch.ops.aten
 
 @rule(aten.constant_pad_nd)
 def constant_pad_nd(low: Lowering, self: Signal, pad: Sequence[int], value: float) -> Signal | Run:
-    if any(in_raster_order(self, len(self.dims) - 1 - k // 2) and n for k, n in enumerate(pad)):
-        return padded(low, self, pad, value)
+    for axis in (len(self.dims) - 1 - k // 2 for k, n in enumerate(pad) if n):
+        if in_raster_order(self, axis):
+            return padded(low, whole(self, axis), pad, value)
     self = image_of(low, self)
     for number in range(len(pad) // 2):
         before, after = pad[2 * number : 2 * number + 2]

@@ -11,34 +11,48 @@ from genfast.sampling.capture.recording import Node
 from genfast.sampling.lower.layout import Axis, Signal
 from genfast.sampling.lower.lowering import Lowering, Operand, rule
 from genfast.sampling.lower.rearrange import window
-from genfast.sampling.lower.run import Run, in_raster_order, whole
+from genfast.sampling.lower.run import Run
 
 aten = torch.ops.aten
 
 
 def part(low: Lowering, x: Run, first: int, last: int) -> Signal | Run:
     """Positions first .. last - 1 of a run."""
+    return settled(low, _cut(low, x, first, last))
+
+
+def _cut(low: Lowering, x: Run, first: int, last: int) -> Run:
     added = []
     for start, operand in x.added:
         assert isinstance(operand, Tensor | Node)
         a, b = max(first - start, 0), min(last - start, operand.shape[x.axis])
         if a < b:
-            kept: Operand = operand
-            if isinstance(operand, Node):
-                kept = low.derived(aten.slice.Tensor, operand, x.axis, a, b)
-            else:
-                kept = operand.narrow(x.axis, a, b - a)
-            added.append((start + a - first, kept))
-    cut = replace(x, first=x.first + first, last=x.first + last, added=tuple(added))
-    return settled(low, cut)
+            added.append((start + a - first, _narrowed(low, operand, x.axis, a, b)))
+    ends = (x.first + first, x.first + last)
+    start = max(x.kept[0], ends[0])
+    kept = (start, max(start, min(x.kept[1], ends[1])))
+    return Run(x.whole, x.axis, *ends, kept, tuple(added))
+
+
+def _narrowed(low: Lowering, x: Tensor | Node, axis: int, first: int, last: int) -> Tensor | Node:
+    if isinstance(x, Node):
+        return low.derived(aten.slice.Tensor, x, axis, first, last)
+    return x.narrow(axis, first, last - first)
 
 
 def settled(low: Lowering, x: Run) -> Signal | Run:
     """The run, as a signal if it is as long as the image."""
-    whole = x.whole
-    if x.last - x.first != whole.height * whole.width:
+    whole, count = x.whole, x.whole.height * x.whole.width
+    if x.last - x.first != count:
         return x
-    result = _shifted(low, whole, x.first)
+    if x.kept[0] > max(x.first, 0) or x.kept[1] < min(x.last, count):
+        # Something else stands where pixels were cut off.
+        marks = torch.zeros(count, dtype=low.dtype, device=low.device)
+        marks[x.kept[0] : x.kept[1]] = 1
+        marks = marks.view(count, *[1] * (len(whole.dims) - 1 - x.axis))
+        whole = low.pointwise("mul", whole, marks)
+    nothing = x.kept[0] == x.kept[1]
+    result = low.number(0.0, whole, whole.dims) if nothing else _shifted(low, whole, x.first)
     for start, operand in x.added:
         result = low.pointwise("add", result, _padded(low, x, start, operand))
     return result
@@ -74,12 +88,13 @@ def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
     if len(runs) != 1 or not all(isinstance(each, Tensor | Node) for each in others):
         low.refuse("it joins pixels in raster order with others that depend on the input")
     (run,) = runs
-    if run.axis != axis or run.added:
+    if run.axis != axis:
         low.refuse("it joins pixels in raster order along another axis")
     place, added = 0, []
     for each in parts:
         if each is run:
             before = place
+            added += [(place + start, operand) for start, operand in run.added]
         else:
             added.append((place, each))
         place += each.shape[axis]
@@ -87,20 +102,23 @@ def join_run(low: Lowering, parts: Sequence[Any], axis: int) -> Signal | Run:
     return settled(low, replace(moved, added=tuple(added)))
 
 
-def padded(low: Lowering, x: Signal, pad: Sequence[int], value: float) -> Signal | Run:
-    """Pixels in raster order with a number before or behind."""
-    axis = next(axis for axis in range(len(x.dims)) if in_raster_order(x, axis))
-    at = 2 * (len(x.dims) - 1 - axis)
-    before, after = pad[at : at + 2]
+@rule(aten.constant_pad_nd, of=Run)
+def padded(low: Lowering, self: Run, pad: Sequence[int], value: float) -> Signal | Run:
+    """Pixels in raster order with a number before or behind; fewer of them where pad < 0."""
+    rank, size = len(self.dims), self.shape[self.axis]
+    at = 2 * (rank - 1 - self.axis)
     if any(pad[:at]) or any(pad[at + 2 :]):
         low.refuse("it pads pixels in raster order and other axes at once")
-    run = whole(x, axis)
-    added: list[tuple[int, Operand]] = []
-    for start, count in ((0, before), (before + run.last, after)):
+    cut = _cut(low, self, max(-pad[at], 0), size - max(-pad[at + 1], 0))
+    before, after = max(pad[at], 0), max(pad[at + 1], 0)
+    added = [(before + start, operand) for start, operand in cut.added]
+    for start, count in ((0, before), (before + cut.shape[cut.axis], after)):
         if count > 0 and value != 0:
-            sizes = [count if each == axis else 1 for each in range(len(x.dims))]
-            added.append((start, torch.full(sizes, float(value), device=low.device)))
-    return settled(low, replace(run, first=-before, last=run.last + after, added=tuple(added)))
+            sizes = [count if each == self.axis else 1 for each in range(rank)]
+            filler = torch.full(sizes, float(value), dtype=low.dtype, device=low.device)
+            added.append((start, filler))
+    ends = (cut.first - before, cut.last + after)
+    return settled(low, Run(cut.whole, cut.axis, *ends, cut.kept, tuple(added)))
 
 
 @rule(aten.slice.Tensor, of=Run)
@@ -121,3 +139,16 @@ def cat(low: Lowering, tensors: Sequence[Any], dim: int) -> Signal | Run:
 @rule(aten.clone, aten.alias, aten.detach, of=Run)
 def unchanged(low: Lowering, self: Run) -> Run:
     return self
+
+
+@rule(aten.slice_scatter, of=Run)
+def slice_scatter(
+    low: Lowering, self: Any, src: Any, dim: int, start: Any, end: Any, step: int
+) -> Signal | Run:
+    axis = dim % len(self.shape)
+    first, last, step = slice(start, end, step).indices(self.shape[axis])
+    if not isinstance(self, Tensor | Node) or step != 1:
+        low.refuse("it writes over some of the pixels in raster order")
+    ends = ((0, first), (last, self.shape[axis]))
+    before, after = ([_narrowed(low, self, axis, a, b)] if a < b else [] for a, b in ends)
+    return join_run(low, [*before, src, *after], axis)
