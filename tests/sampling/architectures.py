@@ -418,12 +418,15 @@ def _allow(model: nn.Module, path: str, at: tuple[int, int, int, int]) -> None:
 
 
 @st.composite
-def mutants(draw: st.DrawFn) -> tuple[Architecture, Mutation]:
+def mutants(
+    draw: st.DrawFn, of: st.SearchStrategy[Architecture] | None = None
+) -> tuple[Architecture, Mutation]:
     """Draw an architecture with one of its mutations; see `mutations` for those without effect.
 
     No images of one row: what looks at itself there is a sound that predicts its next step.
     """
-    plan = draw(architectures().filter(lambda plan: len(plan.shape) < 3 or plan.shape[1] > 1))
+    kind = architectures() if of is None else of
+    plan = draw(kind.filter(lambda plan: len(plan.shape) < 3 or plan.shape[1] > 1))
     found = mutations(plan)
     assume(found)
     kind = draw(st.sampled_from(sorted({mutation.kind for mutation in found})))

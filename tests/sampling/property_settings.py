@@ -1,4 +1,4 @@
-"""Settings of the property tests: the same examples in every run, and no clock."""
+"""Settings of the property tests: examples from a fixed seed, and no clock."""
 
 import os
 from collections.abc import Callable
