@@ -21,7 +21,7 @@ from genfast.models._base import (
     require,
 )
 from genfast.models._convolution import convolve
-from genfast.nn import logistic_mixture_nll
+from genfast.nn import Dropout, logistic_mixture_nll
 from genfast.sampling.distributions import Distribution, LogisticMixture
 
 STAGES = 3
@@ -144,7 +144,7 @@ class GatedResnet(nn.Module):
         filters = config.filters
         self.first = shifted(2 * filters, filters)
         self.aside = weight_norm(nn.Conv2d(2 * aside, filters, 1)) if aside else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.second = shifted(2 * filters, 2 * filters, scale=0.1)
         self.of_label = nn.Embedding(config.classes, 2 * filters) if config.classes else None
         if self.of_label is not None:
