@@ -303,6 +303,7 @@ class Lowering:
         """An operand with these axes, which it broadcasts to."""
         if isinstance(operand, Signal):
             return self.expand(operand, dims)
+        operand = self._over_all_parts(operand, dims)
         if isinstance(operand, Tensor):
             number = self.uniform(operand)
             return self.constant(operand, dims, like) if number is None else number
@@ -377,6 +378,19 @@ class Lowering:
             tuple(result.shape), node.dtype, node.kind, Call(op, (node, *arguments), {}, node.where)
         )
 
+    def _over_all_parts(self, operand: Operand, dims: Dims) -> Operand:
+        """A tensor that differs between some parts of the columns, repeated for the others."""
+        if not isinstance(operand, Tensor | Node):
+            return operand
+        sizes = [1] * (len(dims) - len(operand.shape)) + list(operand.shape)
+        parts = [i for i, dim in enumerate(dims) if any(atom.axis is Axis.PART for atom in dim)]
+        if all(sizes[i] == 1 for i in parts) or all(sizes[i] != 1 for i in parts):
+            return operand
+        sizes = [dim_size(dims[i]) if i in parts else size for i, size in enumerate(sizes)]
+        if isinstance(operand, Node):
+            return self.derived(aten.expand.default, operand, sizes)
+        return operand.expand(sizes)
+
     def _spread(self, sizes: list[int], dims: Dims) -> tuple["_Spread", Dims]:
         """How a tensor of these sizes becomes [images, rows, columns, features]; its own axes."""
         sizes = [1] * (len(dims) - len(sizes)) + sizes
@@ -390,8 +404,9 @@ class Lowering:
             own.append(dim if size == whole else fixed)
             atoms += dim if size == whole else ()
         places = {axis: [i for i, atom in enumerate(atoms) if atom.axis is axis] for axis in Axis}
-        order = [place for axis in Axis for place in places[axis]]
-        shape = [int(np.prod([atoms[i].size for i in places[axis]])) for axis in Axis]
+        places[Axis.COLUMN] += sorted(places.pop(Axis.PART), key=lambda place: -atoms[place].step)
+        order = [place for of_axis in places.values() for place in of_axis]
+        shape = [int(np.prod([atoms[i].size for i in each])) for each in places.values()]
         return _Spread([atom.size for atom in atoms], order, shape), tuple(own)
 
     def _common_dims(self, operands: Sequence[Operand]) -> Dims:
@@ -410,7 +425,8 @@ class Lowering:
                 for place, size in enumerate(shape, rank - len(shape)):
                     if dim_size(common[place]) == 1 and size > 1:
                         common[place] = features_dim(size)
-        taken = [atom.axis for dim in common for atom in dim if atom.axis is not Axis.FEATURE]
+        atoms = [atom for dim in common for atom in dim if atom.axis is not Axis.FEATURE]
+        taken = [(atom.axis, atom.step) for atom in atoms]
         if len(taken) != len(set(taken)):
             self.refuse(f"it pairs positions with one another: {describe(tuple(common))}")
         return tuple(common)
