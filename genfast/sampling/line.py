@@ -5,6 +5,7 @@ has: such a model is compiled as one of a sound, and what is compiled is shown a
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from genfast.sampling.probe.causality import CausalityReport
 
 Result = TypeVar("Result")
+# Number of a way of `ModelCall.features`, its sizes, and what is drawn: None if nothing is.
+Reading = tuple[int, tuple[int, ...], list[DrawSpec] | None]
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,13 @@ class Line:
         if found.leak is None:
             return found
         leak = found.leak
-        *pixel, colour = self.place(leak.pixel[1], leak.colour)
-        *sees, sees_colour = self.place(leak.sees_pixel[1], leak.sees_colour)
+        row, column, colour = self.place(leak.pixel[1], leak.colour)
+        sees_row, sees_column, sees_colour = self.place(leak.sees_pixel[1], leak.sees_colour)
         leak = replace(
             leak,
-            pixel=tuple(pixel),
+            pixel=(row, column),
             colour=colour,
-            sees_pixel=tuple(sees),
+            sees_pixel=(sees_row, sees_column),
             sees_colour=sees_colour,
             tap=divmod(leak.tap[1] // per_pixel, width),
         )
@@ -127,11 +130,15 @@ def with_lines(
         What the attempt gives, and the lines that it was made with, if it was.
 
     Raises:
-        What the first attempt raises, or CausalityError if a line shows that the model looks ahead.
+        What the first attempt raises; of a model that makes a sequence of the pixels, what is wrong
+        with that; CausalityError if a line shows that it looks ahead.
     """
+    from genfast.sampling.lower.lowering import SequenceError
+
     try:
         return attempt(call, predicts), None
-    except UnsupportedModelError:
+    except UnsupportedModelError as refusal:
+        reason: UnsupportedModelError = refusal
         if len(call.event_shape) == 3 and predicts != "next":
             for lines in _lines(call, examples):
                 try:
@@ -139,38 +146,45 @@ def with_lines(
                 except CausalityError as error:
                     report: CausalityReport = error.report  # type: ignore[assignment]
                     raise CausalityError(lines.line.report(report)) from None
-                except (UnsupportedModelError, InputError):
+                except InputError:
                     continue
-        raise
+                except UnsupportedModelError as error:
+                    is_first = reason is refusal and isinstance(refusal, SequenceError)
+                    reason = error if is_first or isinstance(error, SequenceError) else reason
+        if reason is refusal:
+            raise
+        raise reason from refusal
 
 
 def _lines(call: ModelCall, examples: Mapping[str, Tensor]) -> Iterator[LineCall]:
     """The ways to call a model with lines."""
     try:
-        way, sizes, draws = _read_output(call, examples)
+        readings = _read_output(call, examples)
     except InputError:
         return
-    yield _line_call(call, way, sizes, draws, None)
-    before = None if draws is None else _outside(call, sizes, draws)
-    if before is not None:
-        yield _line_call(call, way, sizes, draws, before)
+    for way, sizes, draws in readings:
+        yield _line_call(call, way, sizes, draws, None)
+        before = None if draws is None else _outside(call, sizes, draws)
+        if before is not None:
+            yield _line_call(call, way, sizes, draws, before)
 
 
-def _read_output(
-    call: ModelCall, examples: Mapping[str, Tensor]
-) -> tuple[int, tuple[int, ...], list[DrawSpec] | None]:
-    """Which of `call.features(output)` is meant, its sizes, and what is drawn from them."""
-    ways = call.features(call.run(call.example(examples), examples), TRACED_BATCH)
-    way, distribution = 0, call.distribution
+def _read_output(call: ModelCall, examples: Mapping[str, Tensor]) -> list[Reading]:
+    """Read the output in the way that does not look ahead, or if all do, in all."""
+    found = call.features(call.run(call.example(examples), examples), TRACED_BATCH)
+    ways, distribution = range(len(found)), call.distribution
     if distribution is None:
-        return way, ways[way][1], None
-    if len(ways) > 1:
-        try:
-            way = find_causal_way(call, distribution, examples, None)[0]
-        except CausalityError:
-            way = 0  # the line's report will tell where it looks ahead
-    sizes = ways[way][1]
-    return way, sizes, distribution.draws(sizes, call.grid[0])
+        return [(way, found[way][1], None) for way in ways]
+    if len(found) > 1:
+        with suppress(CausalityError):  # a line's report will tell where
+            way, _ = find_causal_way(call, distribution, examples, None)
+            ways = range(way, way + 1)
+    readings: list[Reading] = []
+    for way in ways:
+        sizes = found[way][1]
+        with suppress(InputError):
+            readings.append((way, sizes, distribution.draws(sizes, call.grid[0])))
+    return readings
 
 
 def _outside(call: ModelCall, sizes: Sequence[int], draws: Sequence[DrawSpec]) -> int | None:

@@ -99,6 +99,10 @@ Rules = dict[OpOverload | OpOverloadPacket, Callable[..., Any]]
 RULES: dict[type, Rules] = {Signal: {}, Scores: {}, Run: {}}
 
 
+class SequenceError(UnsupportedModelError):
+    """A refusal of what is done to the pixels as one sequence."""
+
+
 def rule(*ops: OpOverload | OpOverloadPacket, of: type = Signal) -> Callable[[Rule], Rule]:
     """Register the decorated function as the rule of ops (all overloads, if given a packet).
 
@@ -177,6 +181,15 @@ class Lowering:
     def refuse(self, reason: str) -> NoReturn:
         """Raise UnsupportedModelError about the op whose rule runs."""
         raise UnsupportedModelError(f"{self.node.where}: {reason}")
+
+    def require_order(self, dims: Dims) -> None:
+        """Refuse axes on which parts of columns stand in another order than columns do."""
+        for dim in dims:
+            if sum(atom.axis is Axis.PART for atom in dim) > 1:
+                raise SequenceError(
+                    f"{self.node.where}: it takes an image's symbols as one sequence in another "
+                    "order than they are drawn in: row by row, pixel by pixel, colour by colour"
+                )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -461,6 +474,8 @@ class Lowering:
         """Call the rule of this op for arguments of a kind, with those of them that it takes."""
         found = RULES[of].get(self.op) or RULES[of].get(self.op.overloadpacket)
         if found is None:
+            if of is Run:
+                raise SequenceError(f"{self.node.where}: {_SPECIAL[of]}")
             reason = _SPECIAL.get(of) or _REASONS.get(self.op.overloadpacket)
             self.refuse(reason or "there is no rule for this op")
         parameters = inspect.signature(found).parameters
@@ -495,6 +510,7 @@ class Lowering:
         taken = [atom.axis for dim in output.dims for atom in dim if atom.size > 1]
         for axis, size in ((Axis.BATCH, 2), (Axis.ROW, output.height), (Axis.COLUMN, output.width)):
             if axis not in taken and size > 1:
+                self.require_order(output.dims)
                 self.refuse(f"the output {describe(output.dims)} has no axis of {axis.value}")
         # What stands at [n, .., i, j] counts as the prediction of pixel (i, j) of image n.
         order = [axis for axis in Axis if axis is not Axis.FEATURE and axis in taken]
