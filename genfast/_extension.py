@@ -41,7 +41,7 @@ _OPERATORS = {"philox": "philox_fill"}
 _FUNCTIONS = ("SamplingBuilderFloat", "hash_bits")
 
 # Operators beside those of OPS, for the same reason.
-_OTHER_OPERATORS = ("masked_conv2d_activation",)
+_OTHER_OPERATORS = ("masked_conv2d_activation", "_masked_conv2d_reorder")
 
 _HERE = Path(__file__).resolve().parent
 _REBUILD = "pip install --no-build-isolation -e . (in a checkout: make build)"

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
-from benchmarks.steps import _plain_losses, _plain_pixelcnn, _plain_wavenet
+from benchmarks.steps import (
+    _plain_losses,
+    _plain_pixelcnn,
+    _plain_pixelcnn_plus_plus,
+    _plain_wavenet,
+)
 from benchmarks.steps.bench_training_step import Step, check_agreement, two_models
 from genfast import models
 
@@ -18,7 +23,7 @@ SMALL = {
     ),
     "pixelcnn_plus_plus": (
         models.PixelCNNPlusPlusConfig((3, 8, 4), 256, filters=4, resnets=1, mixtures=2),
-        _plain_losses.PixelCNNPlusPlus,
+        _plain_pixelcnn_plus_plus.PixelCNNPlusPlus,
     ),
     "wavenet": (
         models.WaveNetConfig(length=40, levels=16, residual_channels=4, layers=4, cycle=3),

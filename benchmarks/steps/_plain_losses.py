@@ -1,4 +1,4 @@
-"""PixelCNN++, VAE and DCGAN in plain PyTorch: genfast's networks, which are plain, and own losses.
+"""VAE and DCGAN in plain PyTorch: genfast's networks, which are plain, and losses of their own.
 
 The networks hold none of genfast's ops, so they are taken over with the names of their parameters.
 """
@@ -10,15 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genfast import models
-from genfast.ops import logistic_mixture_nll_reference
-
-
-class PixelCNNPlusPlus(models.PixelCNNPlusPlus):
-    """The mixture of logistics by one full-size operation per step of the formula."""
-
-    def loss(self, x: Tensor, part: str) -> Tensor:
-        levels = self.config.levels
-        return logistic_mixture_nll_reference(self(x), x, levels=levels).mean()
 
 
 class VAE(models.VAE):

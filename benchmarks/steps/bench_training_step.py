@@ -15,7 +15,12 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from benchmarks._harness import IMPLEMENTATIONS, time_steps
-from benchmarks.steps import _plain_losses, _plain_pixelcnn, _plain_wavenet
+from benchmarks.steps import (
+    _plain_losses,
+    _plain_pixelcnn,
+    _plain_pixelcnn_plus_plus,
+    _plain_wavenet,
+)
 from genfast import models
 from genfast.ops import philox_normal, philox_uniform
 
@@ -34,7 +39,7 @@ MODELS = {
     "pixelcnn_plus_plus": (
         8,
         models.PixelCNNPlusPlusConfig((3, 32, 32), 256, filters=32, resnets=1, mixtures=10),
-        _plain_losses.PixelCNNPlusPlus,
+        _plain_pixelcnn_plus_plus.PixelCNNPlusPlus,
     ),
     "wavenet": (
         1,
@@ -88,7 +93,7 @@ class Step:
             part: torch.optim.Adam(trained, lr=1e-9, fused=True)
             for part, trained in self.parts.items()
         }
-        self.loss, self.x = loss, x
+        self.model, self.loss, self.x = model, loss, x
 
     def gradients(self, part: str) -> tuple[Tensor, ...]:
         """The loss of a part and all of its gradients."""
@@ -119,9 +124,16 @@ def two_models(
 
 
 def check_agreement(ours: Step, plain: Step, plain_model: nn.Module, tolerance: float) -> None:
-    """Raise AssertionError unless losses and gradients are the same, given the same noise."""
+    """Raise AssertionError unless losses and gradients are the same, given the same noise.
+
+    Dropout is off while they are compared: the zeros of the two are drawn differently.
+    """
     draws = {"normal": philox_normal, "uniform": philox_uniform}
     replaced = [name for name in draws if hasattr(plain_model, name)]
+    parts = (*ours.model.modules(), *plain_model.modules())
+    layers = [each for each in parts if isinstance(each, nn.Dropout)]
+    for layer in layers:
+        layer.eval()
     for name in replaced:
         draw = draws[name]
         setattr(plain_model, name, lambda *shape, device, draw=draw: draw(shape, device=device))
@@ -136,6 +148,8 @@ def check_agreement(ours: Step, plain: Step, plain_model: nn.Module, tolerance: 
             )
     for name in replaced:
         delattr(plain_model, name)
+    for layer in layers:
+        layer.train()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

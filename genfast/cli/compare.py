@@ -9,6 +9,7 @@ import typer
 
 from genfast.cli._data import DataOptions
 from genfast.cli._help import option
+from genfast.cli._memory import keep_freed_memory
 from genfast.cli._options import (
     MODEL_NAMES,
     Channels,
@@ -86,6 +87,7 @@ def compare(
         raise InputError(f"compare: expected --seed in [0, 2**32), got {seed}")
     from genfast.evaluation import compare as run_comparison
 
+    keep_freed_memory()
     names = list(models or DEFAULT)
     source = DataOptions(data, size, channels, max_bytes, follow_links)
     wanted = _settings(epochs, parse_settings("compare", settings or []))

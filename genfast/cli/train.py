@@ -13,6 +13,7 @@ import typer
 from genfast.cli import _training_options as of_training
 from genfast.cli._data import DataOptions, write_note
 from genfast.cli._help import option
+from genfast.cli._memory import keep_freed_memory
 from genfast.cli._options import (
     DATA_GROUP,
     MODEL_NAMES,
@@ -124,6 +125,7 @@ def train(
     from genfast.models import MODELS
     from genfast.training import TrainingConfig, fit
 
+    keep_freed_memory()
     options = {field.name: context.params[field.name] for field in fields(TrainingConfig)}
     given = {name: value for name, value in options.items() if value is not None}
     wanted = fit_to_fields(MODELS[model][0], parse_settings("train", settings or []))

@@ -13,29 +13,35 @@ from genfast.ops._masked_conv2d_epilogue import apply_epilogue
 
 
 def convolve(
-    conv: nn.Conv2d,
+    conv: nn.Conv1d | nn.Conv2d,
     x: Tensor,
     *,
     padding: tuple[int, int, int, int] = (0, 0, 0, 0),
     addend: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    rectify: bool = False,
 ) -> Tensor:
     """Apply the weights of a convolution, with other padding and what follows it in one op.
 
     Args:
-        conv: of dilation 1 and one group.
+        conv: of dilation 1 and one group; a kernel in one dimension lies along the columns.
         x: [N, C_in, H, W].
         padding: (left, right, top, bottom) as for `F.pad`; negative numbers crop.
         addend: see `genfast.ops.masked_conv2d`, as for `activation` and `residual`.
         activation: what is applied to the sum.
         residual: what is added to the result.
+        rectify: convolve max(0, x).
     """
+    weight, stride = conv.weight, conv.stride
+    if weight.dim() == 3:
+        weight, stride = weight.unsqueeze(2), (1, *stride)
     if x.is_cuda or not has_kernel("masked_conv2d", x.device):
-        return convolve_in_parts(
-            conv, x, padding=padding, addend=addend, activation=activation, residual=residual
-        )
-    weight = conv.weight
+        # No tap is dead, and on a GPU PyTorch's convolution is cuDNN's.
+        out = F.conv2d(F.pad(F.relu(x) if rectify else x, padding), weight, conv.bias, stride)
+        if addend is not None and addend.dim() == 2:
+            addend = addend[:, :, None, None]
+        return apply_epilogue(out, addend, activation, residual)
     return masked_conv2d(
         x,
         weight,
@@ -44,26 +50,11 @@ def convolve(
         addend=addend,
         activation=activation,
         residual=residual,
-        stride=conv.stride,
+        rectify=rectify,
+        stride=stride,
         padding=padding,
         taps=range(weight.shape[2] * weight.shape[3]),
     )
-
-
-def convolve_in_parts(
-    conv: nn.Conv2d,
-    x: Tensor,
-    *,
-    padding: tuple[int, int, int, int],
-    addend: Tensor | None,
-    activation: str | None,
-    residual: Tensor | None,
-) -> Tensor:
-    """The same with PyTorch's convolution: no tap of it is dead, and on a GPU it is cuDNN's."""
-    out = F.conv2d(F.pad(x, padding), conv.weight, conv.bias, conv.stride)
-    if addend is not None and addend.dim() == 2:
-        addend = addend[:, :, None, None]
-    return apply_epilogue(out, addend, activation, residual)
 
 
 class ReluChain(nn.Sequential):

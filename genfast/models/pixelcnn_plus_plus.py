@@ -21,7 +21,7 @@ from genfast.models._base import (
     require,
 )
 from genfast.models._convolution import convolve
-from genfast.nn import logistic_mixture_nll
+from genfast.nn import Dropout, logistic_mixture_nll
 from genfast.sampling.distributions import Distribution, LogisticMixture
 
 STAGES = 3
@@ -144,7 +144,7 @@ class GatedResnet(nn.Module):
         filters = config.filters
         self.first = shifted(2 * filters, filters)
         self.aside = weight_norm(nn.Conv2d(2 * aside, filters, 1)) if aside else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.second = shifted(2 * filters, 2 * filters, scale=0.1)
         self.of_label = nn.Embedding(config.classes, 2 * filters) if config.classes else None
         if self.of_label is not None:
@@ -154,7 +154,7 @@ class GatedResnet(nn.Module):
         """Map [N, F, H, W], beside it [N, aside, H, W], to [N, F, H, W]."""
         beside = None
         if self.aside is not None:
-            beside = self.aside(concat_elu(cast(Tensor, aside)))
+            beside = convolve(self.aside, concat_elu(cast(Tensor, aside)))
         inner = self.first(concat_elu(x), addend=beside, activation="concat_elu")
         of_label = None if self.of_label is None else self.of_label(labels)
         inner = self.second(self.dropout(inner), addend=of_label)
@@ -233,7 +233,7 @@ class PixelCNNPlusPlus(AutoregressiveModel):
                 v = of_left(v, torch.cat((u, left.pop()), dim=1), labels)
             if stage < STAGES - 1:
                 u, v = self.grow_above[stage](u), self.grow_left[stage](v)
-        return cast(Tensor, self.head(F.elu(v)))
+        return convolve(self.head, F.elu(v))
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the log-likelihood [N] in nats of integer images [N, C, H, W].

@@ -27,6 +27,7 @@ from genfast.models._base import (
     check_sizes,
     require,
 )
+from genfast.models._convolution import convolve
 from genfast.nn import logistic_mixture_nll
 from genfast.ops import causal_conv1d
 from genfast.sampling.distributions import Categorical, Distribution, LogisticMixture
@@ -102,6 +103,19 @@ class CausalConv1d(nn.Conv1d):
     def forward(self, input: Tensor) -> Tensor:
         """Map [N, C_in, T] to [N, C_out, T]."""
         return super().forward(F.pad(input, (self.reach, 0)))
+
+    def of_one_hot(self, index: Tensor) -> Tensor:
+        """Map numbers [N, T] of one-hot vectors to [N, C_out, T] by looking weights up.
+
+        A number of -1 stands for zeros.
+        """
+        assert self.bias is not None
+        out, length = self.bias, index.shape[1]
+        for tap, weight in enumerate(self.weight.unbind(2)):
+            earlier = self.reach - tap * self.dilation[0]
+            rows = F.pad(index + 1, (earlier, 0))[:, :length]
+            out = out + F.embedding(rows, F.pad(weight.T, (0, 0, 1, 0)))
+        return out.transpose(1, 2)
 
 
 class DilatedLayer(nn.Module):
@@ -209,25 +223,30 @@ class WaveNet(AutoregressiveModel):
         Returns:
             Logits [N, levels, 1, T]; for output "logistic" the parameters [N, 3 * mixtures, T].
         """
-        # Before the first sample there is none: zeros, not a level.
-        stream = self.stem(F.pad(self._encode(x), (1, -1)))
+        stream = self._first(x)
         if features is not None:
             features = self._upsample(features, x.shape[2])
         skips: Tensor | None = None
         for layer in self.layers:
             stream, skip = layer(stream, labels, features)
             skips = skip if skips is None else skips + skip
-        out = cast(Tensor, self.head(cast(Tensor, skips)))
-        return out.unsqueeze(2) if self.config.output == "softmax" else out
+        _, narrow, _, wide = cast(tuple[nn.Module, nn.Conv1d, nn.Module, nn.Conv1d], self.head)
+        inner = convolve(narrow, cast(Tensor, skips)[:, :, None], rectify=True, activation="relu")
+        out = convolve(wide, inner)
+        return out if self.config.output == "softmax" else out.squeeze(2)
 
-    def _encode(self, x: Tensor) -> Tensor:
-        """Return the levels [N, 1, T] as what the first convolution sees, [N, I, T]."""
-        if self.embedding is not None:
-            return cast(Tensor, self.embedding(x[:, 0].long())).transpose(1, 2)
-        dtype, levels = self.stem.weight.dtype, self.config.levels
+    def _first(self, x: Tensor) -> Tensor:
+        """Return the first convolution [N, R, T] of the levels [N, 1, T] before each sample.
+
+        Before the first sample there is none: zeros, not a level.
+        """
         if self.config.input == "one-hot":
-            return (x == torch.arange(levels, device=x.device)[:, None]).to(dtype)
-        return x.to(dtype) * (2 / (levels - 1)) - 1
+            return self.stem.of_one_hot(F.pad(x[:, 0].long(), (1, -1), value=-1))
+        if self.embedding is not None:
+            inputs = self.embedding(x[:, 0].long()).transpose(1, 2)
+        else:
+            inputs = x.to(self.stem.weight.dtype) * (2 / (self.config.levels - 1)) - 1
+        return cast(Tensor, self.stem(F.pad(inputs, (1, -1))))
 
     def _upsample(self, features: Tensor, length: int) -> Tensor:
         if self.upsample is not None:

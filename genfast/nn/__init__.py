@@ -1,5 +1,6 @@
 """Layers that drop into other people's models."""
 
+from genfast.nn.dropout import Dropout as Dropout
 from genfast.nn.gan_loss import GANLoss as GANLoss
 from genfast.nn.gradient_penalty import gradient_penalty as gradient_penalty
 from genfast.nn.gradient_penalty import r1_penalty as r1_penalty

@@ -123,3 +123,9 @@ def _grad_rectified_fake(
     return x.new_empty(x.shape if need_x else (0,)), x.new_empty(
         weight.shape if need_weight else (0,)
     )
+
+
+@torch.library.register_fake("genfast::_masked_conv2d_reorder")
+def _reorder_fake(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty_like(x, memory_format=memory_format)

@@ -75,10 +75,10 @@ def masked_conv2d(
             taps left out count as dead. Without it a CUDA mask is read back at every call.
 
     Returns:
-        [N, C, H_out, W_out] or [C, H_out, W_out] with C of the activation, contiguous, dtype of
-        `x`. Differentiable in all but the mask to any order; the gradient of a masked weight is
-        exactly 0. The same bits for every number of threads. Under autocast the operands are cast
-        as for conv2d.
+        [N, C, H_out, W_out] or [C, H_out, W_out] with C of the activation, dtype of `x`, channels
+        last if `x` is, else contiguous. Differentiable in all but the mask to any order; the
+        gradient of a masked weight is exactly 0. The same bits for every number of threads. Under
+        autocast the operands are cast as for conv2d.
 
     Raises:
         InputError: if an argument breaks a rule above, or the mask requires a gradient.
@@ -120,15 +120,21 @@ def masked_conv2d(
     if has_kernel("masked_conv2d", x.device) and not (
         x.is_cuda and known is not None and len(known) > _MOST_CUDA_TAPS
     ):
+        channels_last = _is_channels_last(x)
+        if channels_last:
+            x = _reorder(x, channels_last=False)
         if plain:
             out: torch.Tensor = torch.ops.genfast.masked_conv2d.default(
                 x, weight, mask, bias, *geometry
             )
-            return out
-        operator = epilogue.operator_on(x.device)
-        return operator(
-            x, weight, mask, bias, addend, residual, activation or "none", rectify, *geometry
-        )
+        else:
+            operator = epilogue.operator_on(x.device)
+            out = operator(
+                x, weight, mask, bias, addend, residual, activation or "none", rectify, *geometry
+            )
+        if channels_last:
+            out = _reorder(out, channels_last=True)
+        return out
     return masked_conv2d_reference(
         x,
         weight,
@@ -144,6 +150,16 @@ def masked_conv2d(
         groups=groups,
         taps=known,
     )
+
+
+def _reorder(x: torch.Tensor, *, channels_last: bool) -> torch.Tensor:
+    """A copy that is channels last or contiguous; its gradient goes back as x was."""
+    copied: torch.Tensor = torch.ops.genfast._masked_conv2d_reorder.default(x, channels_last)
+    return copied
+
+
+def _is_channels_last(x: torch.Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def masked_conv2d_reference(

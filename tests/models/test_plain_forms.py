@@ -4,10 +4,13 @@ The names and shapes read here are those that checkpoints hold: a state dict of 
 loads only if they stay.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from genfast._extension import references
 from genfast.models import (
     GatedPixelCNN,
     GatedPixelCNNConfig,
@@ -16,7 +19,7 @@ from genfast.models import (
     PixelCNNPlusPlus,
     PixelCNNPlusPlusConfig,
 )
-from genfast.models._convolution import convolve, convolve_in_parts
+from genfast.models._convolution import convolve
 
 
 class State:
@@ -177,7 +180,8 @@ def test_gated_resnets_of_pixelcnn_plus_plus() -> None:
 
 @pytest.mark.parametrize("addend", [None, "example", "pixels"])
 @pytest.mark.parametrize("activation", [None, "gate", "concat_elu"])
-def test_a_convolution_in_parts_is_the_one_op(activation, addend) -> None:
+@pytest.mark.parametrize("rectify", [False, True])
+def test_a_convolution_in_parts_is_the_one_op(rectify, activation, addend) -> None:
     conv = torch.nn.Conv2d(3, 6, (2, 3)).double()
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     size = {None: None, "example": (2, 6), "pixels": (2, 6, 5, 4)}[addend]
@@ -187,4 +191,15 @@ def test_a_convolution_in_parts_is_the_one_op(activation, addend) -> None:
         "activation": activation,
         "residual": torch.randn(2, {"gate": 3, "concat_elu": 12}.get(activation, 6), 5, 4).double(),
     }
-    torch.testing.assert_close(convolve_in_parts(conv, x, **after), convolve(conv, x, **after))
+    with references():
+        expected = convolve(conv, x, rectify=rectify, **after)
+    torch.testing.assert_close(convolve(conv, x, rectify=rectify, **after), expected)
+
+
+def test_a_kernel_in_one_dimension_lies_along_the_columns() -> None:
+    conv, x = torch.nn.Conv1d(3, 5, 2, stride=2), torch.randn(2, 3, 1, 9)
+    expected = conv(F.pad(x[:, :, 0], (1, 0)))
+    for context in (nullcontext(), references()):
+        with context:
+            out = convolve(conv, x, padding=(1, 0, 0, 0))
+        torch.testing.assert_close(out[:, :, 0], expected)

@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from genfast.errors import InputError
 from genfast.models import WaveNet, WaveNetConfig
+from genfast.models.wavenet import CausalConv1d
 from tests.models.influence import enlarge, influences, train
 from tests.sampling.enumerated import all_images, index_of, p_value
 
@@ -276,3 +277,11 @@ def test_refuses_what_are_no_sounds(x, message):
 def test_refuses_bad_settings(fields, message):
     with pytest.raises(InputError, match=message):
         small(**fields)
+
+
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_looking_weights_up_is_convolving_one_hot_vectors(length):
+    conv = CausalConv1d(5, 3, 3, dilation=2).double()
+    index = torch.randint(-1, 5, (2, length))
+    one_hot = (index[:, None] == torch.arange(5)[:, None]).double()
+    torch.testing.assert_close(conv.of_one_hot(index), conv(one_hot))

@@ -187,6 +187,18 @@ def test_any_strides(device, layout) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_the_result_of_channels_last_images_is_channels_last(device, activation) -> None:
+    x, weight, mask, bias = CASES["stride"].inputs(device=device)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        images = x.detach().contiguous(memory_format=memory_format)
+        out = masked_conv2d(images, weight, mask, bias, activation=activation)
+        assert out.is_contiguous(memory_format=memory_format)
+        compiled = torch.compile(masked_conv2d, fullgraph=True)
+        again = compiled(images, weight, mask, bias, activation=activation)
+        assert again.stride() == out.stride()
+
+
 @pytest.mark.parametrize("name", [n for n in CASES if n != "empty"])
 def test_reference_is_the_definition(name) -> None:
     case = CASES[name]
