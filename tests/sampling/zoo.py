@@ -171,6 +171,20 @@ ZOO: dict[str, Entry] = {
         offset=1,
         features_last=True,
     ),
+    "attention, behind indices": Entry(
+        lambda: attention.Codes(given=3),
+        (8,),
+        categorical(5),
+        lambda n: {"given": torch.randint(5, 12, (n, 3))},
+        features_last=True,
+    ),
+    "attention, behind one index": Entry(
+        attention.Codes,
+        (9,),
+        categorical(5),
+        lambda n: {"given": torch.arange(5, 5 + n)[:, None]},
+        features_last=True,
+    ),
     "attention, encoder layers, norm last": Entry(
         attention.Encoder, (9,), categorical(5), offset=1, features_last=True
     ),
@@ -206,6 +220,12 @@ ZOO: dict[str, Entry] = {
         dense.TiledOutputs,
         (1, 4, 3),
         categorical(3, "signed"),
+        lambda n: {"y": torch.arange(n) % 4},
+    ),
+    "dense over the steps of each feature behind a label": Entry(
+        dense.StepsOfFeatures,
+        (1, 7),
+        categorical(4, "signed"),
         lambda n: {"y": torch.arange(n) % 4},
     ),
     "wavenet of codes, channels last": Entry(

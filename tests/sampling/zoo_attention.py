@@ -119,6 +119,22 @@ class Captioned(nn.Module):
         return h[:, self.before :] if self.following else h[:, self.before - 1 : -1]
 
 
+class Codes(nn.Module):
+    """A decoder of codes behind given indices of the same vocabulary, such as a class or a text."""
+
+    def __init__(self, codes=5, vocabulary=12, width=8, length=9, given=1):
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(1, length + given, width))
+        self.block, self.head = LanguageBlock(width, 2, False), nn.Linear(width, codes)
+
+    def forward(self, x, given):
+        all_codes = torch.cat((given, x.long()), dim=1)
+        h = self.token(all_codes[:, :-1])
+        h = self.block(h + self.position[:, : h.shape[1]])
+        return self.head(h)[:, given.shape[1] - 1 :]
+
+
 class Encoder(nn.Module):
     """PyTorch's own encoder layers under a mask of -inf."""
 

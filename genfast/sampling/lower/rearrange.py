@@ -173,10 +173,10 @@ def _adds_context(low: Lowering, parts: Sequence[Operand], axis: int) -> bool:
     """Whether what depends on conditions makes a last axis of positions longer than the input's.
 
     Such an axis goes on to a dense layer. One before it is a sequence behind a token, say, and so
-    is the last one where several features stand behind those of a token.
+    is the last one where several features, or indices, stand behind those of a token.
     """
-    features = max(len(part.features) for part in parts if isinstance(part, Signal))
-    if features > 1 and isinstance(parts[0], Node):
+    several = any(len(part.features) > 1 for part in parts if isinstance(part, Signal))
+    if isinstance(parts[0], Node) and (several or not low.node.dtype.is_floating_point):
         return False
     sizes = [part.shape[axis] for part in parts if not isinstance(part, int | float)]
     grid = low.captured.input.shape[-1]
