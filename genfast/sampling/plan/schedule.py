@@ -102,7 +102,7 @@ def make_schedule(
             "compile_sampler: expected a model that predicts some symbol of the event, got one "
             f"whose first prediction is past its end: {graph.input.width} symbols are too few"
         )
-    # Little stands before the scan in most models, and waits there for no symbol.
+    # Most models need nothing before the scan. Where something is due there, all that can is there.
     for before, with_spans in itertools.product((False, True), (True, False)):
         options = _options(graph, found, clock, needed, with_spans, before)
         schedule, stuck = _choose(graph, found, clock, needed, options, due)
