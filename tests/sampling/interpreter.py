@@ -71,6 +71,9 @@ class Interpreter:
 
     def _spans(self, row: int, start: int, stop: int) -> None:
         for instruction in self.program.instructions:
+            if start == 0:
+                for column in range(-instruction.when.before, 0):
+                    self._run_at(instruction, row, column)
             if instruction.when.span:
                 for column in range(start, stop):
                     self._run_at(instruction, row, column)
@@ -104,7 +107,7 @@ class Interpreter:
                         total = total + seen @ tap.weight.double().numpy()
             return instruction.first, total
         if isinstance(instruction, Pointwise):
-            numbers = [torch.from_numpy(self._at(read, i, j)) for read in instruction.reads]
+            numbers = [torch.tensor(self._at(read, i, j)) for read in instruction.reads]
             numbers += [torch.tensor(c, dtype=torch.float64) for c in instruction.constants]
             for step in instruction.steps:
                 numbers.append(POINTWISE[step.op](*(numbers[k] for k in step.args)))
