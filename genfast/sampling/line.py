@@ -137,32 +137,28 @@ def with_lines(
 
     try:
         return attempt(call, predicts), None
-    except UnsupportedModelError as refusal:
-        reason: UnsupportedModelError = refusal
-        if len(call.event_shape) == 3 and predicts != "next":
+    except UnsupportedModelError as error:
+        refusal = error
+    reason: UnsupportedModelError | InputError = refusal
+    if len(call.event_shape) == 3 and predicts != "next":
+        try:
             for lines in _lines(call, examples):
                 try:
                     return attempt(lines.call, "current"), lines
                 except CausalityError as error:
                     report: CausalityReport = error.report  # type: ignore[assignment]
                     raise CausalityError(lines.line.report(report)) from None
-                except InputError:
-                    continue
                 except UnsupportedModelError as error:
                     is_first = reason is refusal and isinstance(refusal, SequenceError)
                     reason = error if is_first or isinstance(error, SequenceError) else reason
-        if reason is refusal:
-            raise
-        raise reason from refusal
+        except InputError as error:
+            reason = error if isinstance(refusal, SequenceError) else refusal
+    raise reason
 
 
 def _lines(call: ModelCall, examples: Mapping[str, Tensor]) -> Iterator[LineCall]:
     """The ways to call a model with lines."""
-    try:
-        readings = _read_output(call, examples)
-    except InputError:
-        return
-    for way, sizes, draws in readings:
+    for way, sizes, draws in _read_output(call, examples):
         yield _line_call(call, way, sizes, draws, None)
         before = None if draws is None else _outside(call, sizes, draws)
         if before is not None:
@@ -170,7 +166,11 @@ def _lines(call: ModelCall, examples: Mapping[str, Tensor]) -> Iterator[LineCall
 
 
 def _read_output(call: ModelCall, examples: Mapping[str, Tensor]) -> list[Reading]:
-    """Read the output in the way that does not look ahead, or if all do, in all."""
+    """Read the output in the way that does not look ahead, or if all do, in all.
+
+    Raises:
+        InputError: in none it fits the distribution.
+    """
     found = call.features(call.run(call.example(examples), examples), TRACED_BATCH)
     ways, distribution = range(len(found)), call.distribution
     if distribution is None:
@@ -182,8 +182,12 @@ def _read_output(call: ModelCall, examples: Mapping[str, Tensor]) -> list[Readin
     readings: list[Reading] = []
     for way in ways:
         sizes = found[way][1]
-        with suppress(InputError):
+        try:
             readings.append((way, sizes, distribution.draws(sizes, call.grid[0])))
+        except InputError as error:
+            problem = error
+    if not readings:
+        raise problem
     return readings
 
 

@@ -71,7 +71,7 @@ def test_attention_of_all_kinds():
 
     try_one()
     masks = {"fill", "add", "multiply", "where", "fused causal", "fused bool", "fused float"}
-    assert set(drawn) == {"map", "raster", "sequence"} | masks
+    assert set(drawn) == {"map", "raster", "sequence", "tokens"} | masks
 
 
 LAYER = AttentionLayer(

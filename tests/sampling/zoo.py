@@ -147,6 +147,27 @@ ZOO: dict[str, Entry] = {
     "attention, padded and cut": Entry(
         lambda: attention.Pixels(shift="pad"), (1, 3, 5), categorical(4)
     ),
+    "attention, start token and all pixels": Entry(
+        lambda: attention.Pixels(shift="all"), (1, 3, 4), categorical(4)
+    ),
+    "attention, a label and all pixels of one column": Entry(
+        lambda: attention.Pixels(shift="all", labels=3),
+        (1, 7, 1),
+        categorical(4),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
+    "attention, start token and pixels of three colours": Entry(
+        lambda: attention.Mixed(3, 20), (3, 3, 2), lambda: genfast.LogisticMixture(16, mixtures=2)
+    ),
+    "attention, colours as tokens": Entry(
+        lambda: attention.Coloured((3, 3, 3)), (3, 3, 3), categorical(5, layout="CK")
+    ),
+    "attention, colours as tokens behind a label, shifted, N K C H W out": Entry(
+        lambda: attention.Coloured((3, 2, 4), labels=3, axes="KC", shifted=True),
+        (3, 2, 4),
+        categorical(5, layout="KC"),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
     "attention, start token among the levels": Entry(
         lambda: attention.Pixels(levels=5, shift="token"), (1, 3, 5), categorical(5)
     ),
