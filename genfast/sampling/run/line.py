@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from genfast.sampling.distributions import Distribution
@@ -73,13 +74,14 @@ class LineRun:
     ) -> None:
         """Draw the symbols of the next rows at least; see `NativeRun.sample`."""
         assert isinstance(self._run, DrawingRun)
-        placed = self._line.of_image(symbols).contiguous()
+        placed = self._line.of_image(symbols).clone(memory_format=torch.contiguous_format)
+        known = None if known_mask is None else self._line.of_image(known_mask).contiguous()
         self._run.sample(
             distribution,
             self._line.of_image(noise).contiguous(),
             placed,
             log_probs=log_probs,
-            known_mask=None if known_mask is None else self._line.of_image(known_mask).contiguous(),
+            known_mask=known,
             temperature=temperature,
             rows=-(-rows * self._line.per_row // self._span),
         )
