@@ -153,6 +153,8 @@ def with_lines(
                     reason = error if is_first or isinstance(error, SequenceError) else reason
         except InputError as error:
             reason = error if isinstance(refusal, SequenceError) else refusal
+        except UnsupportedModelError:
+            reason = refusal  # of an output that is none of an image
     raise reason
 
 
