@@ -34,6 +34,7 @@ from genfast.sampling.probe.dependence import (
     Dependence,
     Edge,
     Map,
+    carried_edges,
     conv_edge,
     features_of,
     gather,
@@ -457,6 +458,9 @@ class Emitter:
                 early = self._early.get((unit, edge))
                 at = ticks if early is None else np.where(self.needed[unit], early, NEVER)
                 found.setdefault((edge.origin, edge.klass), []).append(Reading(edge, at))
+            if isinstance(value.body, v.Previous):
+                for edge in carried_edges(value.body, self.found):
+                    found.setdefault((edge.origin, edge.klass), []).append(Reading(edge, ticks))
         for edge, at in self._draw_readings(draws):
             found.setdefault((edge.origin, edge.klass), []).append(Reading(edge, at))
         return found

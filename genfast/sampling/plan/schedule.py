@@ -20,9 +20,10 @@ from genfast.sampling.probe.dependence import (
     gather,
     output_edges,
     scatter,
+    states_of,
 )
 from genfast.sampling.program import When
-from genfast.sampling.values import Graph, Input, Value
+from genfast.sampling.values import Graph, Input, Previous, Value
 
 Unit = tuple[Value, int]  # a value and the number of a class of its features
 Schedule = dict[Unit, When]
@@ -142,9 +143,12 @@ def _needed(graph: Graph, found: Dependence, due: list[tuple[Edge, Map]]) -> Nee
     }
     for edge, tick in due:
         scatter(edge, tick < NEVER, needed[edge.origin, edge.klass], np.maximum)
+    states = states_of(graph)
     for value in reversed(graph.values):
         for klass, edges in enumerate(found[value].edges):
             reader = needed[value, klass]
+            if value in states:  # and with a position all before it
+                reader |= np.maximum.accumulate(reader.ravel()[::-1])[::-1].reshape(reader.shape)
             if reader.any():
                 for edge in edges:
                     scatter(edge, reader, needed[edge.origin, edge.klass], np.maximum)
@@ -165,6 +169,7 @@ def _options(
     """Return for each class the earliest regular times: per span if there is one, per pixel."""
     options: dict[Unit, list[When]] = {}
     earliest: dict[Unit, Map] = {}
+    stepped = _recurrent(graph)
     for value in graph.values:
         linked = np.zeros(len(found[value].ready), dtype=np.int64)
         for link in found[value].links:
@@ -188,12 +193,31 @@ def _options(
                     choices = [*_single_span_times(clock, int(ready[0, 0])), *choices]
             else:
                 choices = [*_pixel_times(value, clock, ready, needed[unit])]
-                if with_spans:
+                if with_spans and value not in stepped:
                     choices = [*_span_times(value, clock, ready, needed[unit]), *choices]
             options[unit] = choices
             ticks = [clock.ticks(when) for when in choices]
             earliest[unit] = np.minimum.reduce(ticks) if ticks else np.full(ready.shape, NEVER)
     return options
+
+
+def _recurrent(graph: Graph) -> set[Value]:
+    """Return the values of recurrences: what stands between a state and where it is read again.
+
+    They are ready alike and needed alike, so without spans they are all computed at one time.
+    """
+    place = {value: number for number, value in enumerate(graph.values)}
+    found: set[Value] = set()
+    for value in graph.values:
+        if isinstance(value.body, Previous) and value.body.state is not None:
+            found.update(graph.values[place[value] : place[value.body.state] + 1])
+    return found
+
+
+def _can_recall(body: Previous, when: When, schedule: Schedule) -> bool:
+    """Whether the state of one position is computed before the next position reads it."""
+    assert body.state is not None
+    return not body.backwards and schedule.get((body.state, 0)) == when
 
 
 def is_single(value: Value, clock: Clock) -> bool:
@@ -305,6 +329,8 @@ def _choose(
             else:
                 return schedule, value
             schedule[unit] = when
+            if isinstance(value.body, Previous) and not _can_recall(value.body, when, schedule):
+                return schedule, value
             reader = np.where(marks, ticks, NEVER)
             at[klass] = reader.min()
             for edge in edges:
