@@ -141,11 +141,11 @@ class Previous(Pointwise):
     def carry(self, state: Value) -> None:
         """Close the loop: row by row, the position before the first of a row ends the last one."""
         back = 1 if self.backwards else -1
-        whole = {"bottom": state.height, "right": state.width}
+        ends = (0, state.height, 0, state.width)
         shifts = [(0, back), (back, -back * (state.width - 1))]
         lines = (state.width > 1, state.height > 1)
         reads: list[Sources | float] = [
-            (Source(state, 0, 1, state.features, dy, dx, **whole),)
+            (Source(state, 0, 1, state.features, dy, dx, *ends),)
             for (dy, dx), there in zip(shifts, lines, strict=True)
             if there
         ]

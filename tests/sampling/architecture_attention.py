@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.sampling.architecture_layers import Mutation, PaddedConv
+from tests.sampling.architecture_recurrence import Recurrence, RecurrentLayer
 
 FUSED = ("fused causal", "fused bool", "fused float")
 
@@ -38,7 +39,7 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class Attentive:
-    """Causal self-attention over an image [1, H, W] or a sequence [T].
+    """Causal self-attention, or recurrent layers, over an image [1, H, W] or a sequence [T].
 
     `kind` is "map" (features of an image's convolutions), "raster" (pixels as one sequence, moved
     on by one as `shift` says) or "sequence" (tokens that predict the next one).
@@ -50,7 +51,7 @@ class Attentive:
     kind: str
     shift: str
     features_last: bool
-    layers: tuple[AttentionLayer, ...]
+    layers: tuple[AttentionLayer | RecurrentLayer, ...]
     seed: int
     one_hot = False
 
@@ -180,7 +181,12 @@ class AttentiveModel(nn.Module):
             self.embed = nn.Embedding(plan.levels, width)
         self.shift = Shift(plan.shift, width) if plan.kind == "raster" else nn.Identity()
         self.place = nn.Parameter(torch.randn(positions, width) / 2)
-        self.layers = nn.ModuleList(Attention(each, width, positions) for each in plan.layers)
+        self.layers = nn.ModuleList(
+            Recurrence(each, width)
+            if isinstance(each, RecurrentLayer)
+            else Attention(each, width, positions)
+            for each in plan.layers
+        )
         self.head = nn.Linear(width, plan.levels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,6 +208,9 @@ def attention_mutations(path: str, layer: nn.Module) -> Iterator[Mutation]:
     """Yield what can be broken in a layer of these models."""
     if isinstance(layer, Shift):
         yield Mutation("shift dropped", path, lambda m: m.get_submodule(path).drop())
+    if isinstance(layer, Recurrence):
+        run = lambda m: m.get_submodule(path).run(both=True)  # noqa: E731
+        yield Mutation("both directions", path, run)
     if isinstance(layer, Attention):
         later = torch.ones(layer.seen.shape).triu(1 - layer.plan.strict).nonzero().tolist()
         for at in later[:: max(1, len(later) // 5)]:
@@ -233,7 +242,10 @@ def attention_layers(draw: st.DrawFn) -> AttentionLayer:
 
 
 @st.composite
-def attentives(draw: st.DrawFn) -> Attentive:
+def attentives(
+    draw: st.DrawFn,
+    kinds: st.SearchStrategy[AttentionLayer | RecurrentLayer] = attention_layers(),  # noqa: B008
+) -> Attentive:
     kind = draw(st.sampled_from(["map", "raster", "sequence"]))
     image = st.tuples(st.just(1), st.integers(1, 4), st.integers(1, 5))
     shapes = {"sequence": st.tuples(st.integers(6, 10))}
@@ -245,6 +257,6 @@ def attentives(draw: st.DrawFn) -> Attentive:
         kind=kind,
         shift=draw(st.sampled_from(["cat", "cut", "pad"])),
         features_last=draw(st.booleans()),
-        layers=tuple(draw(st.lists(attention_layers(), min_size=1, max_size=2))),
+        layers=tuple(draw(st.lists(kinds, min_size=1, max_size=2))),
         seed=draw(st.integers(0, 999)),
     )

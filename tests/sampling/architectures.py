@@ -10,7 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from genfast.sampling.distributions import Categorical
-from tests.sampling.architecture_attention import Attentive, attention_mutations, attentives
+from tests.sampling.architecture_attention import (
+    Attentive,
+    attention_layers,
+    attention_mutations,
+    attentives,
+)
 from tests.sampling.architecture_layers import (
     ACTIVATIONS,
     GATES,
@@ -24,6 +29,7 @@ from tests.sampling.architecture_layers import (
     gated,
     norm,
 )
+from tests.sampling.architecture_recurrence import recurrent_layers
 
 
 @dataclass(frozen=True)
@@ -369,8 +375,13 @@ def sounds(draw: st.DrawFn) -> Sound:
     )
 
 
+def recurrents() -> st.SearchStrategy[Attentive]:
+    """Draw models with recurrent layers, and with attention between them."""
+    return attentives(st.one_of(recurrent_layers(), recurrent_layers(), attention_layers()))
+
+
 def architectures() -> st.SearchStrategy[Architecture]:
-    return st.one_of(masked(), stacks(), sounds(), attentives())
+    return st.one_of(masked(), stacks(), sounds(), attentives(), recurrents())
 
 
 def mutations(plan: Architecture) -> list[Mutation]:

@@ -104,7 +104,7 @@ class Interpreter:
                         total = total + seen @ tap.weight.double().numpy()
             return instruction.first, total
         if isinstance(instruction, Pointwise):
-            numbers = [torch.from_numpy(self._at(read, i, j)) for read in instruction.reads]
+            numbers = [torch.tensor(self._at(read, i, j)) for read in instruction.reads]
             numbers += [torch.tensor(c, dtype=torch.float64) for c in instruction.constants]
             for step in instruction.steps:
                 numbers.append(POINTWISE[step.op](*(numbers[k] for k in step.args)))

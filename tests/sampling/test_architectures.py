@@ -15,6 +15,7 @@ from tests.sampling.architectures import (
     build,
     masked,
     mutants,
+    recurrents,
     sounds,
     stacks,
 )
@@ -70,6 +71,8 @@ def test_no_architecture_looks_ahead(plan):
         (attentives, "shift dropped"),
         (attentives, "position seen too early"),
         (attentives, "mask forgotten"),
+        (recurrents, "both directions"),
+        (recurrents, "shift dropped"),
     ],
 )
 def test_every_kind_of_mutant_can_look_ahead(architecture, kind):

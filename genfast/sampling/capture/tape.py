@@ -417,7 +417,7 @@ _CELL = "a loop over time steps is not supported; write it with nn.LSTM, nn.GRU 
 _SPECIAL = {
     "one_hot": "",  # reads the range of its indices into Python, to check it
     **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), _LEAVES),
-    **dict.fromkeys(RECURRENT, _PACKED),
+    **dict.fromkeys((*RECURRENT, "_pack_padded_sequence"), _PACKED),
     **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _CELL),
 }
 

@@ -36,9 +36,11 @@ class _Weights:
     @staticmethod
     def among(params: Sequence[Tensor]) -> "_Weights":
         """Take PyTorch's flat list: two matrices, two biases or none, a projection or none."""
-        matrices = [each.t() for each in params if each.dim() == 2]
-        biases = [each for each in params if each.dim() == 1] or [None, None]
-        return _Weights(*matrices[:2], matrices[2] if len(matrices) > 2 else None, *biases)
+        of_input, of_state, *projection = (each.t() for each in params if each.dim() == 2)
+        biases: list[Tensor | None] = [each for each in params if each.dim() == 1]
+        input_bias, state_bias = biases or (None, None)
+        of_output = projection[0] if projection else None
+        return _Weights(of_input, of_state, of_output, input_bias, state_bias)
 
 
 # The states of a step from the layer's product with its input and from the states before.
@@ -96,7 +98,7 @@ def _direction(
     step: Step,
     x: Signal,
     params: Sequence[Tensor],
-    initial: Sequence[Operand],
+    initial: Sequence[Tensor | Node],
     backwards: bool,
 ) -> Signal:
     """One layer [N, positions, features] in one direction; initial states [N, 1, size]."""
@@ -104,13 +106,12 @@ def _direction(
     x = dense(low, x, 2, weights.of_input, weights.input_bias)
     loops, before = [], []
     for first in initial:
-        shape = first.shape  # type: ignore[union-attr]
-        dims = (*x.dims[:2], features_dim(shape[2]))
+        dims = (*x.dims[:2], features_dim(first.shape[2]))
         if x.height * x.width == 1:
             before.append(low.as_signal(first, dims, x))
             continue
         loops.append(Previous("copy", [], x.features.sources(), backwards))
-        state = replace(x, dims=dims, features=low.emit(loops[-1], shape[2], x))
+        state = replace(x, dims=dims, features=low.emit(loops[-1], first.shape[2], x))
         if low.uniform(first) != 0:
             start = _at_start(low.as_signal(first, dims, state), backwards)
             state = low.pointwise("add", state, start)
@@ -125,22 +126,23 @@ def _direction(
 
 def _at_start(x: Signal, backwards: bool) -> Signal:
     """What is the same at all positions, at the first one alone (backwards: the last)."""
-    place = {"bottom": 1, "right": 1}
-    if backwards:
-        place = {"top": x.height - 1, "left": x.width - 1}
-    views = tuple(replace(view, **place) for view in x.features.views)
+    top, left = (x.height - 1, x.width - 1) if backwards else (0, 0)
+    views = tuple(
+        replace(view, top=top, bottom=top + 1, left=left, right=left + 1)
+        for view in x.features.views
+    )
     return replace(x, features=replace(x.features, views=views))
 
 
-def _state(low: Lowering, states: Any, number: int) -> Operand:
+def _state(low: Lowering, states: Any, number: int) -> Tensor | Node:
     """The initial state of one layer in one direction, [N, 1, size]."""
     if isinstance(states, Signal):
         low.refuse("its initial state depends on the input")
     if isinstance(states, Node):
         chosen = low.derived(aten.select.int, states, 0, number)
         return low.derived(aten.unsqueeze.default, chosen, 1)
-    chosen = states.select(0, number)
-    return chosen.unsqueeze(1)
+    state: Tensor = states[number].unsqueeze(1)
+    return state
 
 
 def _recurrent(
