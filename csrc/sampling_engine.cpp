@@ -22,8 +22,9 @@ using at::Tensor;
 // source, start, step, count, dy, dx, top, bottom, left, right, fill, table
 using ReadFields = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                               int64_t, int64_t, int64_t, double, bool>;
-// height, width, span, after, row_scale, row_offset, column_scale, column_offset
-using WhenFields = std::tuple<int64_t, int64_t, bool, int64_t, int64_t, int64_t, int64_t, int64_t>;
+// height, width, span, after, row_scale, row_offset, column_scale, column_offset, before
+using WhenFields =
+    std::tuple<int64_t, int64_t, bool, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 template <typename... Words>
 void require(bool condition, const Words&... words) {

@@ -472,6 +472,20 @@ std::vector<Group<scalar_t>> grouped(
   return groups;
 }
 
+size_t list_of(const WhenSpec& when) {
+  return when.span ? 0 : 1 + static_cast<size_t>(when.after);
+}
+
+// What an instruction that runs at pixels computes before the scan, as a part of a span.
+WhenSpec before_scan(WhenSpec when) {
+  const int64_t scale = when.column_scale;
+  const int64_t width = when.column_offset < 0 ? (scale - 1 - when.column_offset) / scale : 0;
+  when.width = std::min(width, when.width);
+  when.span = true;
+  when.after = 0;
+  return when;
+}
+
 void check_when(const WhenSpec& when, int64_t draws) {
   require(when.height >= 0 && when.height < kLongest, "height >= 0", "height", when.height);
   require(when.width >= 0 && when.width < kLongest, "width >= 0", "width", when.width);
@@ -483,6 +497,7 @@ void check_when(const WhenSpec& when, int64_t draws) {
   require(std::abs(when.row_offset) < kLargest, "a small offset", "row_offset", when.row_offset);
   require(std::abs(when.column_offset) < kLargest, "a small offset", "column_offset",
           when.column_offset);
+  require(when.before >= 0 && when.before < kLargest, "before >= 0", "before", when.before);
 }
 
 }  // namespace
@@ -571,22 +586,21 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
 
   const Compiler<scalar_t> compiler(spec, *this);
   const size_t list_count = spec.draws.size() + 2;
-  std::vector<std::vector<std::pair<WhenSpec, Instruction<scalar_t>>>> flat;
+  std::vector<Instruction<scalar_t>> compiled;
   Packer<scalar_t> packer;
   for (const bool count_only : {true, false}) {
     if (!count_only) {
       memory = Memory(packer.bytes());
       packer.start(memory.data());
     }
-    flat.assign(list_count, {});
+    compiled.assign(spec.instructions.size(), {});
     // Weights lie in the order in which a pixel reads them, so that the next can be asked for.
     for (size_t list = 0; list < list_count; ++list) {
-      for (const InstructionSpec<scalar_t>& instruction : spec.instructions) {
+      for (size_t k = 0; k < compiled.size(); ++k) {
+        const InstructionSpec<scalar_t>& instruction = spec.instructions[k];
         check_when(instruction.when, static_cast<int64_t>(spec.draws.size()));
-        const size_t its =
-            instruction.when.span ? 0 : 1 + static_cast<size_t>(instruction.when.after);
-        if (its != list) continue;
-        flat[list].emplace_back(instruction.when, compiler.instruction(instruction, packer));
+        if (list_of(instruction.when) == list)
+          compiled[k] = compiler.instruction(instruction, packer);
       }
     }
     for (size_t t = 0; t < spec.tables.size(); ++t) {
@@ -599,6 +613,12 @@ Plan<scalar_t>::Plan(const ProgramSpec<scalar_t>& spec)
         std::copy_n(table.data.data() + p * grid.features, grid.features, data + p * grid.stride);
       }
     }
+  }
+  std::vector<std::vector<std::pair<WhenSpec, Instruction<scalar_t>>>> flat(list_count);
+  for (size_t k = 0; k < compiled.size(); ++k) {
+    const WhenSpec& when = spec.instructions[k].when;
+    flat[list_of(when)].emplace_back(when, compiled[k]);
+    if (!when.span && when.before > 0) flat[0].emplace_back(before_scan(when), compiled[k]);
   }
   find_sparse(flat, buffer_count, encoded >= kOneHot);
   for (auto& list : flat) join_rectifiers(list);

@@ -140,7 +140,7 @@ struct Plan {
   Kernels<scalar_t> kernels;
   int64_t buffer_count;
   std::vector<Grid<scalar_t>> grids;  // buffers, then tables
-  // The span instructions, then those after 0, 1, ... draws; and the same cut where that lets
+  // What runs with spans, then what runs after 0, 1, ... draws; and the same cut where that lets
   // several threads share the features of a group.
   std::vector<std::vector<Group<scalar_t>>> lists, team_lists;
   std::vector<Draw<scalar_t>> draws;

@@ -31,6 +31,7 @@ struct WhenSpec {
   int64_t height, width;
   bool span;
   int64_t after, row_scale, row_offset, column_scale, column_offset;
+  int64_t before = 0;
 
   bool operator==(const WhenSpec&) const = default;
 };

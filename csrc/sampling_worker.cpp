@@ -128,11 +128,13 @@ void Worker<scalar_t>::run_list(const Block<scalar_t>& block, size_t list, int64
   const auto& assignments = arrangement_.lists[list];
   const int64_t count = static_cast<int64_t>(assignments.size());
   int64_t settled = 0;  // groups before this one are finished on all threads
+  const bool spans = list == 0;
   for (const int64_t g : arrangement_.rows[list][static_cast<size_t>(r)]) {
     const Assignment<scalar_t>& assignment = assignments[static_cast<size_t>(g)];
     const WhenSpec& when = assignment.group->when;
     const int64_t i = quotient(r - when.row_offset, when.row_scale);
-    int64_t first = c0 - when.column_offset, last = c1 - 1 - when.column_offset;
+    int64_t first = (spans && c0 == 0 ? -when.before : c0) - when.column_offset;
+    int64_t last = c1 - 1 - when.column_offset;
     if (when.column_scale != 1) {
       first = ceil_div(first, when.column_scale);
       last = floor_div(last, when.column_scale);

@@ -92,7 +92,8 @@ class Worker {
   Worker(const Plan<scalar_t>& plan, const Arrangement<scalar_t>& arrangement, int member,
          Barrier* barrier);
 
-  // Runs list 0 for columns c0 .. c1 - 1 of scan row r, or list 1 + after for the pixel (r, c0).
+  // Runs list 0 for columns c0 .. c1 - 1 of scan row r, and with column 0 for those before the
+  // scan; or list 1 + after for the pixel (r, c0).
   void run_list(const Block<scalar_t>& block, size_t list, int64_t r, int64_t c0, int64_t c1);
 
   // At the start of a call: everything of the calls before is finished.

@@ -8,7 +8,8 @@ The scan, in pseudocode, is the meaning of `When`:
 
     for r in rows:
         for each span of columns c0 .. c1:                  # a whole row, or a block of a sound
-            run the span instructions of row r, for all of their columns in the span, in order
+            run the span instructions of row r, for all of their columns in the span, in order;
+                with the first span all instructions, for their columns before the scan
             for c in c0 .. c1:
                 for draw in 0 .. len(draws) - 1:
                     run the pixel instructions with after == draw, in order
@@ -88,6 +89,9 @@ class When:
     for 0 <= i < height and 0 <= j < width; never, if no scan position is that. `span`: at the
     start of the span that holds c, together with the span's other columns. Otherwise at (r, c)
     itself, after `after` of the pixel's draws.
+
+    What stands up to `before` columns left of the scan, c = -before .. -1, such as tokens before
+    the first that is drawn, is computed at the start of the row's first span in any case.
     """
 
     height: int
@@ -98,6 +102,7 @@ class When:
     row_offset: int = 0
     column_scale: int = 1
     column_offset: int = 0
+    before: int = 0
 
 
 @dataclass(frozen=True)

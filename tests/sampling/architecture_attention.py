@@ -13,6 +13,7 @@ from tests.sampling.architecture_layers import Mutation, PaddedConv
 from tests.sampling.architecture_recurrence import Recurrence, RecurrentLayer
 
 FUSED = ("fused causal", "fused bool", "fused float")
+LABELS = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Attentive:
     """Causal self-attention, or recurrent layers, over an image [1, H, W] or a sequence [T].
 
     `kind` is "map" (features of an image's convolutions), "raster" (pixels as one sequence, moved
-    on by one as `shift` says) or "sequence" (tokens that predict the next one).
+    on by one as `shift` says) or "sequence" (tokens that predict the next one). Before a sequence
+    there are `prefix` tokens, a label's if `labels`, which all see each other if `mutual`. Then
+    `shift` tells what is left out, so that the last of them predicts the first that is drawn: the
+    last token ("cat") or prediction ("cut"); with "pad" it is the predictions of the prefix.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +57,20 @@ class Attentive:
     features_last: bool
     layers: tuple[AttentionLayer | RecurrentLayer, ...]
     seed: int
+    prefix: int = 0
+    labels: bool = False
+    mutual: bool = False
     one_hot = False
 
     @property
     def convention(self) -> str:
-        return "next" if self.kind == "sequence" else "same"
+        alone = self.prefix == 0 or self.shift == "pad"
+        return "next" if self.kind == "sequence" and alone else "same"
+
+    @property
+    def positions(self) -> int:
+        """How many positions attend to each other."""
+        return prod(self.shape) + self.prefix - (self.prefix > 0 and self.shift == "cat")
 
     def module(self) -> nn.Module:
         return AttentiveModel(self)
@@ -66,7 +79,7 @@ class Attentive:
 class Attention(nn.Module):
     """Attention of [N, P, C]; keys and values of strict ones also know the position itself."""
 
-    def __init__(self, plan: AttentionLayer, width: int, positions: int):
+    def __init__(self, plan: AttentionLayer, width: int, positions: int, mutual: int):
         super().__init__()
         self.plan, self.style = plan, plan.mask
         self.norm = nn.LayerNorm(width) if plan.norm else nn.Identity()
@@ -76,7 +89,9 @@ class Attention(nn.Module):
         self.back = nn.Linear(plan.heads * plan.depth, width)
         distance = torch.arange(positions)[:, None] - torch.arange(positions)
         reach, nearest = torch.tensor(plan.reach).view(-1, 1, 1), int(plan.strict)
-        self.register_buffer("seen", (distance >= nearest) & (distance < reach + nearest))
+        seen = (distance >= nearest) & (distance < reach + nearest)
+        seen[:, :mutual, :mutual] = True
+        self.register_buffer("seen", seen)
         self.register_buffer("start", (torch.arange(positions) > 0).to(torch.float64)[:, None])
         across = positions if plan.bias == "table" else 1
         self.bias = nn.Parameter(torch.rand(plan.heads, across, across) + 0.5)
@@ -170,35 +185,72 @@ class Shift(nn.Module):
         return torch.cat((first, h[:, :-1]), dim=1) if self.style == "cat" else h
 
 
+class Prefix(nn.Module):
+    """Puts tokens before a sequence [N, P, C], and cuts off what predicts none of it."""
+
+    def __init__(self, plan: Attentive):
+        super().__init__()
+        self.plan, self.lost, self.late = plan, 0, 0
+        self.tokens = nn.Embedding(LABELS if plan.labels else 1, plan.prefix * plan.width)
+        self.first = plan.prefix - (plan.shift != "pad")
+
+    def lose(self) -> None:
+        self.lost = 1
+
+    def delay(self) -> None:
+        self.late = 1
+
+    def forward(self, h: Tensor, label: Tensor | None) -> Tensor:
+        own = self.tokens.weight if label is None else self.tokens(label)
+        own = own.view(-1, self.plan.prefix, self.plan.width)[:, self.lost :]
+        h = h[:, :-1] if self.plan.shift == "cat" else h
+        return torch.cat((own.expand(len(h), -1, -1), F.pad(h, (0, 0, 0, self.lost))), dim=1)
+
+    def beside(self, x: Tensor) -> Tensor:
+        """What stands for x at all positions: at each what is predicted there, or before it."""
+        return F.pad(x, (0, 0, self.first, int(self.plan.shift == "cut")))
+
+    def cut(self, out: Tensor) -> Tensor:
+        last = out.shape[1] - (self.plan.shift == "cut")
+        return out[:, self.first + self.late : last + self.late]
+
+
 class AttentiveModel(nn.Module):
     def __init__(self, plan: Attentive):
         super().__init__()
-        self.plan, width, positions = plan, plan.width, prod(plan.shape)
+        self.plan, width, positions = plan, plan.width, plan.positions
         if plan.kind == "map":
             self.above = PaddedConv(1, width, (2, 3), around=True, down=1)
             self.left = PaddedConv(1, width, (1, 2), right=1)
         else:
             self.embed = nn.Embedding(plan.levels, width)
         self.shift = Shift(plan.shift, width) if plan.kind == "raster" else nn.Identity()
+        self.prefix = Prefix(plan) if plan.prefix else None
         self.place = nn.Parameter(torch.randn(positions, width) / 2)
+        # Keys of strict ones know what the last of the prefix predicts.
         self.layers = nn.ModuleList(
             Recurrence(each, width)
             if isinstance(each, RecurrentLayer)
-            else Attention(each, width, positions)
+            else Attention(each, width, positions, plan.mutual * (plan.prefix - each.strict))
             for each in plan.layers
         )
         self.head = nn.Linear(width, plan.levels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
         plan, numbers = self.plan, x.to(self.place.dtype) * 0.8 - 0.5
         if plan.kind == "map":
             h = (self.above(numbers) + self.left(numbers)).flatten(2).transpose(1, 2)
         else:
             h = self.embed(x.long().flatten(1))
+        known = numbers.flatten(1)[:, :, None]
+        if self.prefix is not None:
+            h, known = self.prefix(h, label), self.prefix.beside(known)
         h = self.shift(h) + self.place
         for layer in self.layers:
-            h = layer(h, numbers.flatten(1)[:, :, None])
+            h = layer(h, known)
         out = self.head(F.elu(h))
+        if self.prefix is not None:
+            out = self.prefix.cut(out)
         if plan.kind == "sequence":
             return out if plan.features_last else out.mT
         return out.mT.reshape(len(x), plan.levels, *plan.shape[1:])
@@ -211,6 +263,10 @@ def attention_mutations(path: str, layer: nn.Module) -> Iterator[Mutation]:
     if isinstance(layer, Recurrence):
         run = lambda m: m.get_submodule(path).run(both=True)  # noqa: E731
         yield Mutation("both directions", path, run)
+    if isinstance(layer, Prefix):
+        yield Mutation("prefix too short", path, lambda m: m.get_submodule(path).lose())
+    if isinstance(layer, Prefix) and layer.plan.shift == "cut":
+        yield Mutation("prefix cut too late", path, lambda m: m.get_submodule(path).delay())
     if isinstance(layer, Attention):
         later = torch.ones(layer.seen.shape).triu(1 - layer.plan.strict).nonzero().tolist()
         for at in later[:: max(1, len(later) // 5)]:
@@ -249,6 +305,7 @@ def attentives(
     kind = draw(st.sampled_from(["map", "raster", "sequence"]))
     image = st.tuples(st.just(1), st.integers(1, 4), st.integers(1, 5))
     shapes = {"sequence": st.tuples(st.integers(6, 10))}
+    prefix = draw(st.integers(0, 3)) if kind == "sequence" else 0
     return Attentive(
         # More steps than levels, so that shapes tell which axis is which.
         shape=draw(shapes.get(kind, image.filter(lambda shape: prod(shape) > 1))),
@@ -259,4 +316,7 @@ def attentives(
         features_last=draw(st.booleans()),
         layers=tuple(draw(st.lists(kinds, min_size=1, max_size=2))),
         seed=draw(st.integers(0, 999)),
+        prefix=prefix,
+        labels=prefix > 0 and draw(st.booleans()),
+        mutual=prefix > 1 and draw(st.booleans()),
     )

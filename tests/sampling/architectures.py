@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from genfast.sampling.distributions import Categorical
 from tests.sampling.architecture_attention import (
+    LABELS,
     Attentive,
     attention_layers,
     attention_mutations,
@@ -29,7 +30,7 @@ from tests.sampling.architecture_layers import (
     gated,
     norm,
 )
-from tests.sampling.architecture_recurrence import recurrent_layers
+from tests.sampling.architecture_recurrence import RecurrentLayer, recurrent_layers
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,10 @@ class SoundLayer:
 
 @dataclass(frozen=True)
 class Sound:
-    """Dilated convolutions along a line: "same" predicts x[t] at output t, the others x[t + 1]."""
+    """Dilated convolutions along a line: "same" predicts x[t] at output t, the others x[t + 1].
+
+    Before it there are `prefix` steps of numbers that are learned.
+    """
 
     shape: tuple[int, ...]
     levels: int
@@ -210,6 +214,7 @@ class Sound:
     one_hot: bool
     layers: tuple[SoundLayer, ...]
     seed: int
+    prefix: int = 0
 
     def module(self) -> nn.Module:
         return SoundModel(self)
@@ -221,7 +226,9 @@ class SoundModel(nn.Module):
         self.plan = plan
         self.valid = valid = plan.convention == "valid"
         into = plan.levels if plan.one_hot else 1
-        self.first = PaddedConv1d(into, plan.width, 1, shift=int(plan.convention == "same"))
+        shift = int(plan.convention == "same" and plan.prefix == 0)
+        self.first = PaddedConv1d(into, plan.width, 1, shift=shift)
+        self.prefix = nn.Parameter(torch.randn(1, plan.width, plan.prefix))
         self.convs, self.norms, self.skips = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for layer in plan.layers:
             width = plan.width * (2 if layer.activation == "concat_elu" else 1)
@@ -236,6 +243,8 @@ class SoundModel(nn.Module):
         plan = self.plan
         x = x.to(self.head.weight.dtype) * 0.8 - 0.5
         h = self.first(x if x.dim() == 3 else x.unsqueeze(1))
+        if plan.prefix:
+            h = torch.cat((self.prefix.expand(len(h), -1, -1), h), dim=2)
         outs = []
         parts = zip(plan.layers, self.convs, self.norms, self.skips, strict=True)
         for layer, conv, normed, skip in parts:
@@ -243,7 +252,10 @@ class SoundModel(nn.Module):
             outs.append(skip(new))
             h = h[:, :, h.shape[2] - new.shape[2] :] + new if layer.residual else new
         steps = outs[-1].shape[2]
-        return self.head(F.relu(sum(out[:, :, out.shape[2] - steps :] for out in outs)))
+        out = self.head(F.relu(sum(out[:, :, out.shape[2] - steps :] for out in outs)))
+        if plan.prefix and plan.convention == "same":
+            return out[:, :, plan.prefix - 1 : -1]
+        return out[:, :, plan.prefix :]
 
 
 Architecture = Masked | Stacks | Sound | Attentive
@@ -256,6 +268,18 @@ def distribution(plan: Architecture) -> Categorical:
     if isinstance(plan, Stacks):
         layout = "KC"
     return Categorical(plan.levels, values=values, layout=layout)
+
+
+def conditions(plan: Architecture, n: int, first: int = 0) -> dict[str, Tensor]:
+    """What a plan's model is told of n events, the first of which has this number."""
+    labels = isinstance(plan, Attentive) and plan.labels
+    return {"label": torch.arange(first, first + n) % LABELS} if labels else {}
+
+
+def predicts(plan: Architecture) -> str | None:
+    """What to say of a plan's outputs where a broken one could as well predict the next step."""
+    behind = isinstance(plan, Attentive) and plan.prefix > 0 and plan.convention == "same"
+    return "current" if behind else None
 
 
 def build(plan: Architecture, mutation: Mutation | None = None) -> nn.Module:
@@ -372,12 +396,18 @@ def sounds(draw: st.DrawFn) -> Sound:
         one_hot=one_hot,
         layers=tuple(layers),
         seed=draw(st.integers(0, 999)),
+        prefix=0 if convention == "valid" else draw(st.sampled_from([0, 0, 1, 2, 3])),
     )
 
 
 def recurrents() -> st.SearchStrategy[Attentive]:
-    """Draw models with recurrent layers, and with attention between them."""
-    return attentives(st.one_of(recurrent_layers(), recurrent_layers(), attention_layers()))
+    """Draw models with recurrent layers and attention, over at most one token before the first."""
+    layers = st.one_of(recurrent_layers(), recurrent_layers(), attention_layers())
+    return attentives(layers).filter(
+        lambda plan: (
+            plan.prefix < 2 or not any(isinstance(layer, RecurrentLayer) for layer in plan.layers)
+        )
+    )
 
 
 def architectures() -> st.SearchStrategy[Architecture]:

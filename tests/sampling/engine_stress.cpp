@@ -96,6 +96,31 @@ struct Maker {
     return out;
   }
 
+  // Two columns before every row and the row, each of which sees itself and the one before.
+  int64_t behind_columns(int64_t from, int64_t features, int64_t count) {
+    constexpr int64_t before = 2;
+    for (const bool first : {true, false}) {
+      const int64_t out = buffer(count);
+      spec.buffers.back().width += before;
+      spec.buffers.back().columns += before;
+      auto& made = add(Kind::kGemm, out, 0, count, false);
+      made.when.width += before;
+      made.when.column_offset = -before;
+      made.when.before = before;
+      made.bias = numbers(count);
+      if (first) {
+        made.taps.push_back({read(from, 0, features, 0, -before), numbers(features * count), 0, 0});
+      } else {
+        for (const int64_t dx : {-1, 0}) {
+          ReadSpec seen = read(out - 1, 0, count, 0, dx);
+          seen.right += before;
+          made.taps.push_back({seen, numbers(count * count), 0, 0});
+        }
+      }
+    }
+    return static_cast<int64_t>(spec.buffers.size()) - 1;
+  }
+
   ProgramSpec<scalar_t> build() {
     buffer(1, kHeight);
     spec.tables.push_back({131, 1, 1, numbers(131), -1});
@@ -114,10 +139,16 @@ struct Maker {
     const int64_t logits = conv(again.out, 64, kLevels, 0, false);
     spec.instructions.back().taps.push_back({read(peak, 0, 2), numbers(2 * kLevels), 0, 0});
     const int64_t past = attention(left, above);
+    const int64_t behind = behind_columns(left, 64, 67);
     const int64_t shifted = buffer(kLevels);
     auto& last = add(Kind::kGemm, shifted, 0, kLevels, false);
     last.initial = {read(logits, 0, kLevels)};
     last.taps.push_back({read(past, 0, 63), numbers(63 * kLevels), 0, 0});
+    for (const int64_t dx : {0, 2}) {
+      ReadSpec seen = read(behind, 0, 67, 0, dx);
+      seen.right += 2;
+      last.taps.push_back({seen, numbers(67 * kLevels), 0, 0});
+    }
     spec.draws.push_back({0, 1, {read(shifted, 0, kLevels)}});
     return spec;
   }

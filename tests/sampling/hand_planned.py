@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from genfast.sampling.program import (
+    Attend,
     Buffer,
     Draw,
     Gemm,
@@ -205,6 +206,64 @@ def sound(seed, width, dilation=11, span=4):
         h = F.conv1d(F.pad(x[:, :, 0], (dilation, 0)), torch.cat((far, near), 2), dilation=dilation)
         out = F.conv1d(F.pad(h, (3, 0)), second, dilation=3)
         return [F.pad(out, (1, 0))[:, :, None, :-1]]
+
+    return Planned(program, direct)
+
+
+def behind_tokens(seed, width, tokens, span=4):
+    """Attention and a dilated layer behind given tokens, the last of which predicts the first.
+
+    Position j holds token j or sample j - tokens. The far tap is added up by spans.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    grid = width + tokens
+    given = normal(generator, 1, 1, tokens, 4)
+    known, pair, near, far, head = (
+        normal(generator, *size) for size in [(2, 4), (4, 6), (6, 5), (4, 5), (5, 3)]
+    )
+    later = torch.ones(grid, grid).triu(1).bool()
+    bias = normal(generator, grid, grid).masked_fill(later, -torch.inf)
+    tables = (Table("tokens", 4, 1, tokens, given), Table("bias", grid, 1, grid, bias[None, None]))
+    buffers = (
+        Buffer("x", 2, 1, width, 1, 1),
+        Buffer("h", 4, 1, grid, 1, max(span, tokens) + 1),
+        Buffer("pair", 6, 1, grid, 1, grid),
+        Buffer("seen", 6, 1, grid, 1, 1 + (tokens > 1)),
+        Buffer("far", 5, 1, grid, 1, tokens + span),
+        Buffer("out", 5, 1, grid, 1, 1),
+        Buffer("logits", 3, 1, grid, 1, 1),
+    )
+    before = When(1, grid, after=1, column_offset=-tokens, before=tokens)
+    last = When(1, grid, after=1, column_offset=-tokens, before=1)
+    by_span = When(1, grid, span=True, column_offset=-tokens, before=1)
+    own = {"bottom": 1, "left": 0, "right": tokens, "table": True}
+    instructions = (
+        Gemm(
+            1, 0, 4, before, (Tap(Read(0, 0, 1, 2, 0, -tokens, left=0), known),),
+            None, (Read(0, 0, 1, 4, **own),),
+        ),
+        Gemm(2, 0, 6, before, (Tap(Read(1, 0, 1, 4), pair),)),
+        Gemm(4, 0, 5, by_span, (Tap(Read(1, 0, 1, 4, 0, -span, left=0), far),)),
+        Attend(
+            3, 0, before, (Read(1, 0, 1, 4),), (Read(2, 0, 1, 4),), (Read(2, 0, 1, 6),),
+            Read(1, 0, 1, grid, table=True), 2, 1, grid, 0.7,
+        ),
+        Gemm(5, 0, 5, last, (Tap(Read(3, 0, 1, 6), near),), None, (Read(4, 0, 1, 5),)),
+        Gemm(6, 0, 3, last, (Tap(Read(5, 0, 1, 5), head),)),
+    )  # fmt: skip
+    draws = (Draw(0, 1, (Read(6, 0, 1, 3, 0, tokens - 1),)),)
+    program = Program(
+        1, 2, 1, width, span, torch.float64, CPU, buffers, tables, instructions, draws
+    )
+
+    def direct(x):
+        h = torch.cat((given[0].expand(len(x), -1, -1), x[:, :, 0].mT @ known), 1)
+        both = h @ pair
+        query, key = h.unflatten(2, (2, 2)), both[..., :4].unflatten(2, (2, 2))
+        scores = torch.einsum("nihd,njhd->nhij", query, key) * 0.7 + bias
+        seen = scores.softmax(3) @ both.unflatten(2, (2, 3)).transpose(1, 2)
+        out = seen.transpose(1, 2).flatten(2) @ near + F.pad(h, (0, 0, span, 0))[:, :grid] @ far
+        return [(out @ head)[:, tokens - 1 : -1].mT[:, :, None]]
 
     return Planned(program, direct)
 

@@ -71,6 +71,9 @@ class Interpreter:
 
     def _spans(self, row: int, start: int, stop: int) -> None:
         for instruction in self.program.instructions:
+            if start == 0:
+                for column in range(-instruction.when.before, 0):
+                    self._run_at(instruction, row, column)
             if instruction.when.span:
                 for column in range(start, stop):
                     self._run_at(instruction, row, column)

@@ -93,8 +93,10 @@ class RandomProgram:
         """When position (i, j) is computed; None if never."""
         row = i * when.row_scale + when.row_offset
         column = j * when.column_scale + when.column_offset
-        if not (0 <= row < self.height and 0 <= column < self.width):
+        if not (0 <= row < self.height and -when.before <= column < self.width):
             return None
+        if column < 0:
+            return row, 0, -1
         if when.span:
             return row, column // self.span * self.span, -1
         return row, column, when.after
@@ -140,18 +142,22 @@ class RandomProgram:
             if high - low >= features:
                 continue
             start = self.random.randrange(-low, features - high)
-            height, width = self.height, self.width
+            height, width, aside = self.height, self.width, 0
             if not table:
                 height, width = self.buffers[source].height, self.buffers[source].width
+                aside = when.column_offset - (self.whens[source] or when).column_offset
             found = Read(
                 source, start, step, count,
                 self.random.randint(-min(2, self.height - 1), int(self.random.random() < 0.1)),
-                self.random.randint(-reach, 1 if self.height > 1 else 0),
+                self.random.choice([0, aside])
+                + self.random.randint(-reach, 1 if self.height > 1 else 0),
                 self.random.choice([0, 0, 1]), height - self.random.choice([0, 0, 1]), 0, width,
                 round(self.random.uniform(-2, 2), 2) if fill else 0.0, table,
             )  # fmt: skip
             if here and self.random.random() < 0.9:
-                found = replace(found, dy=0, dx=0, top=0, bottom=height)
+                found = replace(
+                    found, dy=0, dx=self.random.choice([0, aside]), top=0, bottom=height
+                )
             at = list(self.positions(when, up, down))
             if all(self.there(found, i, j, tick) for i, j, tick in at):
                 return found
@@ -164,9 +170,14 @@ class RandomProgram:
         columns = self.random.choice([1, 1, 1, 2])
         row_offset = self.random.choice([0, 0, rows - 1])
         column_offset = self.random.choice([0, 0, 1, columns - 1])
+        before = self.random.choice([0, 0, 0, 1, 3])
+        if before:  # of the columns left of the scan one may be left out, or one not be there
+            column_offset = -before + self.random.choice([-1, 0, 0, 1])
+            width -= column_offset
         return When(
             -(-height // rows), -(-width // columns), self.random.random() < 0.4,
             self.random.randint(0, len(self.draws)), rows, row_offset, columns, column_offset,
+            before,
         )  # fmt: skip
 
     def add(self):

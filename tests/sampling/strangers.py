@@ -142,6 +142,23 @@ def _mean_of_three(parameters, noise):
     return parameters[:, :3].mean(dim=1) + noise[:, 0] - 0.5
 
 
+class BehindTokens(nn.Module):
+    """Attention of a sequence behind three tokens of a label, the last of which predicts it."""
+
+    def __init__(self, levels, length, width=6):
+        super().__init__()
+        self.label, self.embed = nn.Embedding(3, 3 * width), nn.Embedding(levels, width)
+        self.place = nn.Parameter(torch.randn(length + 3, width))
+        self.qkv, self.head = nn.Linear(width, 3 * width), nn.Linear(width, levels)
+
+    def forward(self, x, labels):
+        before = self.label(labels).unflatten(1, (3, -1)).expand(len(x), -1, -1)
+        h = torch.cat((before, self.embed(x.long())), dim=1) + self.place
+        query, key, value = self.qkv(h).unsqueeze(1).chunk(3, dim=-1)
+        h = h + F.scaled_dot_product_attention(query, key, value, is_causal=True)[:, 0]
+        return self.head(h)[:, 2:-1].mT
+
+
 def cases():
     """name -> function that makes a case, float64 and of fixed weights."""
 
@@ -210,5 +227,11 @@ def cases():
             ),
             named("valid", lambda: Case(Valid(1, 5), (1, 19), Categorical(5, "unit"), offset=8)),
             named("labels and map", labelled),
+            named(
+                "behind tokens",
+                lambda: Case(
+                    BehindTokens(4, 11), (11,), Categorical(4), {"labels": torch.tensor([0])}
+                ),
+            ),
         ]
     )

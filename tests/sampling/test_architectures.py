@@ -13,6 +13,7 @@ from tests.sampling.architectures import (
     architectures,
     attentives,
     build,
+    conditions,
     masked,
     mutants,
     recurrents,
@@ -32,7 +33,7 @@ def looks_ahead(plan, mutation=None):
         x = levels
         if plan.one_hot:
             x = F.one_hot(levels, plan.levels).movedim(-1, 2).flatten(1, 2)
-        out = model(x)
+        out = model(x, **conditions(plan, 1))
         out = out["logits"] if isinstance(out, dict) else out
         if isinstance(plan, Attentive) and plan.kind == "sequence" and plan.features_last:
             out = out.transpose(1, 2)
@@ -73,6 +74,8 @@ def test_no_architecture_looks_ahead(plan):
         (attentives, "mask forgotten"),
         (recurrents, "both directions"),
         (recurrents, "shift dropped"),
+        (attentives, "prefix too short"),
+        (attentives, "prefix cut too late"),
     ],
 )
 def test_every_kind_of_mutant_can_look_ahead(architecture, kind):

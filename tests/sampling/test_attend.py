@@ -48,12 +48,13 @@ def test_work_replayed_on_fixed_memory_gives_the_same(seed):
 
 
 def test_random_programs_see_much_and_lack_much():
-    seen = rings = spans = 0
-    for seed in range(8):
+    seen = rings = spans = before = 0
+    for seed in range(12):
         made = RandomAttention(seed)
         program = made.build()
         attends = [each for each in program.instructions if isinstance(each, Attend)]
         spans += sum(each.when.span for each in attends)
+        before += sum(each.when.before > 0 for each in attends)
         for each in attends:
             bias = program.tables[each.bias.source].data
             seen += ((bias > -torch.inf) & (bias != 0)).double().mean()
@@ -63,6 +64,7 @@ def test_random_programs_see_much_and_lack_much():
     assert seen > 2
     assert rings > 2
     assert spans > 2
+    assert before > 2
 
 
 def attention(heads, depth, width, bias, height, columns, dtype=torch.float64):

@@ -10,17 +10,17 @@ from torch import nn
 from genfast import check_causality, compile_sampler
 from genfast.errors import CausalityError, GenfastError
 from genfast.sampling import Bernoulli, Categorical
-from tests.sampling.architectures import build, distribution, mutants
+from tests.sampling.architectures import build, conditions, distribution, mutants, predicts
 from tests.sampling.property_settings import checked
 from tests.sampling.test_architectures import looks_ahead
 from tests.sampling.zoo import ZOO
 
 
-def refusal(model, shape, distribution):
+def refusal(model, shape, distribution, **options):
     with pytest.raises(CausalityError) as refused:
-        compile_sampler(model, shape, distribution)
+        compile_sampler(model, shape, distribution, **options)
     assert not refused.value.report.causal
-    report = check_causality(model, shape, distribution=distribution)
+    report = check_causality(model, shape, distribution=distribution, **options)
     assert str(report) == str(refused.value)
     return report
 
@@ -33,8 +33,12 @@ def test_random_models_with_one_thing_broken_are_refused_and_most_layers_named()
     def try_one(broken):
         plan, mutation = broken
         assume(looks_ahead(plan, mutation))
-        report = refusal(build(plan, mutation), plan.shape, distribution(plan))
-        if mutation.kind != "shift dropped":  # then there is no op to name
+        report = refusal(
+            build(plan, mutation), plan.shape, distribution(plan), predicts=predicts(plan),
+            conditioning=conditions(plan, 2),
+        )  # fmt: skip
+        # Where a part is missing, there is no op to name.
+        if mutation.kind not in ("shift dropped", "prefix too short", "prefix cut too late"):
             named[mutation.path in str(report)] += 1
 
     try_one()

@@ -37,14 +37,16 @@ def test_random_programs(seed, shared):
 
 
 def test_most_random_programs_have_parameters_and_rings():
-    rings = present = draws = 0
+    rings = present = draws = before = 0
     for seed in SEEDS:
         made = RandomProgram(seed)
         program = made.build()
         rings += sum(b.rows * b.columns < b.height * b.width for b in program.buffers)
+        before += any(instruction.when.before for instruction in program.instructions)
         for each in made.interpret(program, 1):
             present, draws = present + (~np.isnan(each)).mean(), draws + 1
     assert rings > len(SEEDS)
+    assert before > len(SEEDS) / 2
     assert present > draws / 2
 
 

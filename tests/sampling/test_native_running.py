@@ -185,6 +185,7 @@ def test_malformed_programs_are_refused(executor):
         (broken(program, bias=torch.zeros(3)), r"a bias \[count\]"),
         (broken(program, up=0), "up >= 1"),
         (broken(program, when=replace(program.instructions[0].when, row_scale=0)), "scale >= 1"),
+        (broken(program, when=replace(program.instructions[0].when, before=-1)), "before >= 0"),
         (replace(program, draws=()), "draws"),
         (replace(program, span=0), "span >= 1"),
         (replace(program, colours=2), "colours \\* encoded features"),

@@ -15,7 +15,9 @@ from tests.sampling.architectures import (
     Attentive,
     architectures,
     build,
+    conditions,
     distribution,
+    predicts,
     recurrents,
 )
 from tests.sampling.causal_oracle import symbols
@@ -38,13 +40,19 @@ def last(plan):
     return isinstance(plan, Attentive) and plan.kind == "sequence" and plan.features_last
 
 
+def compiled(plan, model):
+    return compile_sampler(
+        model, plan.shape, distribution(plan), conditioning=conditions(plan, 2),
+        predicts=predicts(plan),
+    )  # fmt: skip
+
+
 def check_outputs(plan):
-    model = build(plan)
-    sampler = compile_sampler(model, plan.shape, distribution(plan))
+    model, given = build(plan), conditions(plan, 3)
     levels = symbols(plan.shape, plan.levels, 3, plan.seed)
-    out = full_output(model, plan.shape, distribution(plan), levels)
+    out = full_output(model, plan.shape, distribution(plan), levels, given)
     wanted = aligned(out, plan.shape, offset_of(plan), last(plan))
-    assert relative_error(sampler.logits(levels), wanted) <= 1e-12
+    assert relative_error(compiled(plan, model).logits(levels, **given), wanted) <= 1e-12
 
 
 @checked(140)
@@ -104,12 +112,13 @@ def test_weights_of_nothing_seen_that_are_set_to_zero_are_no_dependence(bias):
 @given(architectures())
 def test_the_same_symbols_as_the_naive_loop_however_the_batch_is_split(plan):
     model = build(plan)
-    sampler = compile_sampler(model, plan.shape, distribution(plan))
-    drawn = sampler.sample(3, seed=plan.seed)
+    sampler = compiled(plan, model)
+    drawn = sampler.sample(3, seed=plan.seed, **conditions(plan, 3))
     naive = sample_naive(
         model, 3, event_shape=plan.shape, distribution=distribution(plan), seed=plan.seed,
-        offset=offset_of(plan),
+        conditions=conditions(plan, 3), offset=offset_of(plan),
     )  # fmt: skip
     assert torch.equal(drawn, naive)
-    assert torch.equal(sampler.sample(2, seed=plan.seed), drawn[:2])
-    assert torch.equal(sampler.sample(1, seed=plan.seed, first=2), drawn[2:])
+    assert torch.equal(sampler.sample(2, seed=plan.seed, **conditions(plan, 2)), drawn[:2])
+    last = conditions(plan, 1, first=2)
+    assert torch.equal(sampler.sample(1, seed=plan.seed, first=2, **last), drawn[2:])

@@ -243,8 +243,34 @@ def test_a_backward_direction_that_depends_on_nothing_has_no_order() -> None:
     model = Model(nn.RNN(IN, LEVELS, bidirectional=True), moved=True).double()
     with torch.no_grad():
         model.layers.weight_ih_l0_reverse.zero_()
-    with pytest.raises(UnsupportedModelError, match="regular order of computation"):
+    with pytest.raises(UnsupportedModelError, match=r"runs forwards.* got .* backwards"):
         compile_sampler(model, (STEPS,), Categorical(2 * LEVELS))
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_tokens_before_the_first_symbol(before: int) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Parameter(torch.randn(1, before, 6))
+            self.embed, self.gru = nn.Embedding(LEVELS, 6), nn.GRU(6, 6, batch_first=True)
+            self.head = nn.Linear(6, LEVELS)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.cat((self.first.expand(len(x), -1, -1), self.embed(x.long())), dim=1)
+            out: Tensor = self.head(self.gru(h)[0])[:, max(before - 1, 0) :]
+            return out[:, : x.shape[1]]
+
+    model, levels = Model().double().eval(), torch.arange(3 * STEPS).view(3, STEPS) % LEVELS
+    if before > 1:
+        with pytest.raises(UnsupportedModelError, match=r"gru.* at most one position before"):
+            compile_sampler(model, (STEPS,), Categorical(LEVELS))
+        return
+    found = compile_sampler(model, (STEPS,), Categorical(LEVELS)).logits(levels)
+    wanted = F.pad(model(levels).detach().mT, (1 - before, 0))[:, :, :STEPS]
+    torch.testing.assert_close(
+        found[:, :, 1 - before :], wanted[:, :, 1 - before :], rtol=0, atol=1e-12
+    )
 
 
 def test_both_directions_are_refused_by_the_sampler() -> None:

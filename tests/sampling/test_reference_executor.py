@@ -6,6 +6,7 @@ import torch
 from genfast.errors import InputError
 from genfast.sampling.run.reference import ReferenceExecutor
 from tests.sampling.hand_planned import (
+    behind_tokens,
     everything,
     inputs,
     masked_stack,
@@ -13,6 +14,7 @@ from tests.sampling.hand_planned import (
     strided,
     two_stacks,
 )
+from tests.sampling.random_programs import RandomProgram
 
 PLANNED = {
     "one colour": lambda: masked_stack(1, 1, 1, 5, 4),
@@ -24,6 +26,9 @@ PLANNED = {
     "sound by spans": lambda: sound(7, 30),
     "sound, one long span": lambda: sound(8, 9, dilation=5, span=5),
     "long sound": lambda: sound(9, 600),
+    "two tokens before a sequence": lambda: behind_tokens(13, 9, 2),
+    "more tokens than a span": lambda: behind_tokens(14, 11, 7, span=3),
+    "one token, one sample": lambda: behind_tokens(15, 1, 1, span=1),
     "strides": lambda: strided(10, 6, 8),
     "odd strides": lambda: strided(11, 5, 7),
     "everything else": lambda: everything(12, 4, 3),
@@ -47,6 +52,17 @@ def test_forced_parameters_are_those_of_the_whole_model(planned, n):
         assert found.shape == expected.shape
         assert expected.abs().max() > 0
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(200, 240))
+def test_random_programs(seed):
+    made = RandomProgram(seed)
+    program = made.build()
+    found = ReferenceExecutor(program).begin(2, made.conditions(2)).forced(made.inputs(2))
+    for parameters, expected in zip(found, made.interpret(program, 2), strict=True):
+        present = ~torch.from_numpy(expected).isnan()
+        right = torch.from_numpy(expected)[present]
+        torch.testing.assert_close(parameters[present], right, rtol=1e-11, atol=1e-11)
 
 
 def test_stepping_by_hand_visits_every_draw_in_order(planned):

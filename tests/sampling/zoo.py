@@ -129,6 +129,9 @@ ZOO: dict[str, Entry] = {
     "wavenet of the next step, one-hot": Entry(
         wavenets.NextStep, (1, 13), categorical(6, torch.eye(6)), offset=1
     ),
+    "wavenet behind the steps of a label": Entry(
+        wavenets.Primed, (24,), categorical(6), lambda n: {"label": torch.arange(n) % 4}
+    ),
     "wavenet without padding, Gaussian": Entry(
         wavenets.Valid, (1, 18), lambda: genfast.Gaussian(), offset=8
     ),
@@ -153,6 +156,35 @@ ZOO: dict[str, Entry] = {
     ),
     "attention, decoder of tokens, in two products": Entry(
         lambda: attention.Language(fused=False), (10,), categorical(6), offset=1, features_last=True
+    ),
+    "attention, behind a label and a caption": Entry(
+        attention.Captioned,
+        (9,),
+        categorical(5),
+        lambda n: {"label": torch.arange(n) % 4, "caption": torch.randint(7, (n, 3))},
+        features_last=True,
+    ),
+    "attention, behind a label and a long caption, next": Entry(
+        lambda: attention.Captioned(length=7, words=8, following=True),
+        (7,),
+        categorical(5),
+        lambda n: {"label": torch.arange(n) % 4, "caption": torch.randint(7, (n, 8))},
+        offset=1,
+        features_last=True,
+    ),
+    "attention, behind indices": Entry(
+        lambda: attention.Codes(given=3),
+        (8,),
+        categorical(5),
+        lambda n: {"given": torch.randint(5, 12, (n, 3))},
+        features_last=True,
+    ),
+    "attention, behind one index": Entry(
+        attention.Codes,
+        (9,),
+        categorical(5),
+        lambda n: {"given": torch.arange(5, 5 + n)[:, None]},
+        features_last=True,
     ),
     "attention, encoder layers, norm last": Entry(
         attention.Encoder, (9,), categorical(5), offset=1, features_last=True
@@ -189,6 +221,12 @@ ZOO: dict[str, Entry] = {
         dense.TiledOutputs,
         (1, 4, 3),
         categorical(3, "signed"),
+        lambda n: {"y": torch.arange(n) % 4},
+    ),
+    "dense over the steps of each feature behind a label": Entry(
+        dense.StepsOfFeatures,
+        (1, 7),
+        categorical(4, "signed"),
         lambda n: {"y": torch.arange(n) % 4},
     ),
     "wavenet of codes, channels last": Entry(

@@ -89,6 +89,52 @@ class LanguageBlock(nn.Module):
         return h + self.back(self.dense(self.norm2(h)))
 
 
+class Captioned(nn.Module):
+    """A decoder behind a start token, two tokens of a label and those of a caption.
+
+    An encoder has read the caption, each word those behind it too. The last prediction is left
+    out, or with `following` those of all that stands before the tokens.
+    """
+
+    def __init__(self, tokens=5, width=8, length=9, words=3, following=False):
+        super().__init__()
+        self.before, self.following = 3 + words, following
+        self.start = nn.Parameter(torch.randn(1, 1, width))
+        self.label = nn.Embedding(4, 2 * width)
+        self.word, self.token = nn.Embedding(7, width), nn.Embedding(tokens, width)
+        self.reader = nn.TransformerEncoderLayer(width, 2, 12, batch_first=True)
+        self.position = nn.Parameter(torch.randn(self.before + length, width))
+        self.blocks = nn.ModuleList(LanguageBlock(width, 2, True) for _ in range(2))
+        self.head = nn.Linear(width, tokens)
+
+    def forward(self, x, label, caption):
+        n = len(x)
+        label = self.label(label).view(n, 2, -1)
+        caption = self.reader(self.word(caption))
+        h = torch.cat((self.start.expand(n, -1, -1), label, caption, self.token(x.long())), dim=1)
+        h = h + self.position
+        for block in self.blocks:
+            h = block(h)
+        h = self.head(h)
+        return h[:, self.before :] if self.following else h[:, self.before - 1 : -1]
+
+
+class Codes(nn.Module):
+    """A decoder of codes behind given indices of the same vocabulary, such as a class or a text."""
+
+    def __init__(self, codes=5, vocabulary=12, width=8, length=9, given=1):
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(1, length + given, width))
+        self.block, self.head = LanguageBlock(width, 2, False), nn.Linear(width, codes)
+
+    def forward(self, x, given):
+        all_codes = torch.cat((given, x.long()), dim=1)
+        h = self.token(all_codes[:, :-1])
+        h = self.block(h + self.position[:, : h.shape[1]])
+        return self.head(h)[:, given.shape[1] - 1 :]
+
+
 class Encoder(nn.Module):
     """PyTorch's own encoder layers under a mask of -inf."""
 

@@ -56,3 +56,19 @@ class TiledOutputs(nn.Module):
             h = h if layer is self.layers[0] else torch.relu(h)
             h = nn.functional.linear(h, layer.weight * mask.to(h.dtype), layer.bias)
         return h
+
+
+class StepsOfFeatures(nn.Module):
+    """One masked layer over the steps of each feature and, in front, numbers of a label."""
+
+    def __init__(self, length=7, features=2, levels=4, numbers=3):
+        super().__init__()
+        self.label, self.features = nn.Embedding(4, features * numbers), features
+        self.mix = MaskedLinear(numbers + length, length)
+        self.mix.mask[:, numbers:] = torch.ones(length, length).tril(-1)
+        self.head = nn.Conv1d(features, levels, 1)
+
+    def forward(self, x, y):
+        x = torch.cat([x**power for power in range(1, self.features + 1)], dim=1)
+        label = self.label(y).view(len(x), self.features, -1)
+        return self.head(torch.tanh(self.mix(torch.cat((label, x), dim=2))))

@@ -84,6 +84,25 @@ class NextStep(nn.Module):
         return self.last[1](F.relu(self.last[0](F.relu(skips))))
 
 
+class Primed(nn.Module):
+    """Dilated convolutions over the steps that a label stands for and the sound after them."""
+
+    def __init__(self, levels=6, width=5, steps=3, dilations=(1, 2, 4, 12)):
+        super().__init__()
+        self.steps, self.width = steps, width
+        self.label, self.embed = nn.Embedding(4, width * steps), nn.Embedding(levels, width)
+        self.layers = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=d) for d in dilations)
+        self.out = nn.Conv1d(width, levels, 1)
+
+    def forward(self, x, label):
+        steps = self.label(label).view(-1, self.width, self.steps)
+        h = torch.cat((steps, self.embed(x.long()).transpose(1, 2)[:, :, :-1]), 2)
+        for layer in self.layers:
+            a, b = layer(F.pad(h, (layer.dilation[0], 0))).chunk(2, 1)
+            h = h + torch.tanh(a) * torch.sigmoid(b)
+        return self.out(h)[:, :, self.steps - 1 :]
+
+
 class Valid(nn.Module):
     """No padding at all: T samples in, T - field + 1 predictions of the next sample out."""
 

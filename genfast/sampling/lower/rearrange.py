@@ -172,8 +172,12 @@ def _joins_positions(dim: Dim) -> bool:
 def _adds_context(low: Lowering, parts: Sequence[Operand], axis: int) -> bool:
     """Whether what depends on conditions makes a last axis of positions longer than the input's.
 
-    Such an axis goes on to a dense layer. One before it is a sequence behind a token, say.
+    Such an axis goes on to a dense layer. One before it is a sequence behind a token, say, and so
+    is the last one where several features, or indices, stand behind those of a token.
     """
+    several = any(len(part.features) > 1 for part in parts if isinstance(part, Signal))
+    if isinstance(parts[0], Node) and (several or not low.node.dtype.is_floating_point):
+        return False
     sizes = [part.shape[axis] for part in parts if not isinstance(part, int | float)]
     grid = low.captured.input.shape[-1]
     return (

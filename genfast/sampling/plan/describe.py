@@ -87,6 +87,8 @@ def _lines(program: Program, instructions: list[Instruction]) -> Iterator[str]:
         scale = ""
         if (every.row_scale, every.column_scale) != (1, 1):
             scale = f", every {every.row_scale} x {every.column_scale} pixels"
+        if every.before > 0:
+            scale += f", {every.before} before the first"
         yield f"{_what(instruction):<44} -> {width:>4}  {where}{part}{scale}"
 
 
@@ -136,23 +138,10 @@ def _flop(program: Program, instruction: Instruction) -> int:
         return _attend_flop(program, instruction)
     if not isinstance(instruction, Gemm):
         return 0
-    when, up = instruction.when, instruction.up
-    if up == 1:
-        return _times(program, when) * sum(2 * tap.weight.numel() for tap in instruction.taps)
-    # A phase is computed at every up-th row and column of the grid.
     return sum(
-        2
-        * tap.weight.numel()
-        * _inside(
-            len(range(tap.phase[0], when.height, up)), when.row_scale * up,
-            when.row_offset + tap.phase[0] * when.row_scale, program.height,
-        )
-        * _inside(
-            len(range(tap.phase[1], when.width, up)), when.column_scale * up,
-            when.column_offset + tap.phase[1] * when.column_scale, program.width,
-        )
+        2 * tap.weight.numel() * _times(program, instruction.when, instruction.up, tap.phase)
         for tap in instruction.taps
-    )  # fmt: skip
+    )
 
 
 def _attend_flop(program: Program, instruction: Attend) -> int:
@@ -160,7 +149,10 @@ def _attend_flop(program: Program, instruction: Attend) -> int:
     bias = program.tables[instruction.bias.source].data
     assert bias is not None
     read = instruction.bias
-    seen = int((bias[..., read.start : read.start + read.count] > -torch.inf).sum())
+    rows, columns = _computed(program, instruction.when)
+    scores = bias[0, ..., read.start : read.start + read.count]
+    scores = scores.expand(instruction.when.height, instruction.when.width, -1)
+    seen = int((scores[rows.start : rows.stop, columns.start : columns.stop] > -torch.inf).sum())
     pairs = seen * instruction.heads * instruction.height * instruction.width // read.count
     return (
         2
@@ -170,16 +162,26 @@ def _attend_flop(program: Program, instruction: Attend) -> int:
     )
 
 
-def _times(program: Program, when: When) -> int:
-    """Return how many positions of its grid an instruction computes."""
-    rows = _inside(when.height, when.row_scale, when.row_offset, program.height)
-    return rows * _inside(when.width, when.column_scale, when.column_offset, program.width)
+def _times(program: Program, when: When, up: int, phase: tuple[int, int]) -> int:
+    """Return how many positions of a phase an instruction computes."""
+    axes = zip(_computed(program, when), phase, strict=True)
+    return math.prod(
+        len(range(places.start + (first - places.start) % up, places.stop, up))
+        for places, first in axes
+    )
 
 
-def _inside(count: int, scale: int, offset: int, size: int) -> int:
-    """Return for how many k below count the position k * scale + offset lies in 0 .. size - 1."""
-    first, last = max(0, -(offset // scale)), min(count - 1, (size - 1 - offset) // scale)
-    return max(0, last - first + 1)
+def _computed(program: Program, when: When) -> tuple[range, range]:
+    """Return which rows and columns of its grid an instruction computes."""
+    rows = (when.height, when.row_scale, when.row_offset, 0, program.height)
+    columns = (when.width, when.column_scale, when.column_offset, -when.before, program.width)
+    return _inside(*rows), _inside(*columns)
+
+
+def _inside(count: int, scale: int, offset: int, low: int, high: int) -> range:
+    """Return for which k below count k * scale + offset lies in low .. high - 1."""
+    first = max(0, -((offset - low) // scale))
+    return range(first, max(first, min(count, (high - 1 - offset) // scale + 1)))
 
 
 def _si(number: float) -> str:

@@ -444,7 +444,7 @@ class Emitter:
             columns = (
                 when.width
                 if self.clock.span == self.clock.width
-                else min(self.clock.span, when.width)
+                else min(when.before + self.clock.span, when.width)
             )
             buffers.append(Buffer(name, len(group.features), when.height, when.width, 1, columns))
         return tuple(buffers)

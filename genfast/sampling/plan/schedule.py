@@ -1,10 +1,12 @@
 """When each class of each value is computed: once per span of columns, or at a pixel.
 
 Time on the scan is counted in ticks: pixel p (in scan order) begins at tick p * per_pixel with the
-span instructions (if a span begins there), then come its phases after 0, 1, ... draws. A schedule
+span instructions (if a span begins there) and, in the first column, with what stands before the
+scan; then come its phases after 0, 1, ... draws. A schedule
 holds if everything is computed no later than it is read, and no earlier than it can be.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -69,8 +71,11 @@ class Clock:
         row = np.arange(when.height)[:, None] * when.row_scale + when.row_offset
         column = np.arange(when.width)[None, :] * when.column_scale + when.column_offset
         if when.span:
-            return (row * self.width + column // self.span * self.span) * self.per_pixel
-        return (row * self.width + column) * self.per_pixel + 1 + when.after
+            since = column // self.span * self.span * self.per_pixel
+        else:
+            since = column * self.per_pixel + 1 + when.after
+        since[(column < 0) & (column >= -when.before)] = 0
+        return row * self.width * self.per_pixel + since
 
 
 def make_schedule(
@@ -98,12 +103,20 @@ def make_schedule(
             "compile_sampler: expected a model that predicts some symbol of the event, got one "
             f"whose first prediction is past its end: {graph.input.width} symbols are too few"
         )
-    for with_spans in (True, False):
-        options = _options(graph, found, clock, needed, with_spans)
+    # Most models need nothing before the scan. Where something is due there, all that can is there.
+    for before, with_spans in itertools.product((False, True), (True, False)):
+        options = _options(graph, found, clock, needed, with_spans, before)
         schedule, stuck = _choose(graph, found, clock, needed, options, due)
         if stuck is None:
             return schedule, needed
     assert stuck is not None
+    if isinstance(stuck.body, Previous):
+        raise UnsupportedModelError(
+            f"{stuck.where}: expected a recurrence that runs forwards along the scan, from at most "
+            f"one position before it, got one over {stuck.height} x {stuck.width} positions"
+            + " backwards"
+            * stuck.body.backwards
+        )
     raise UnsupportedModelError(
         f"compile_sampler: expected a computation that follows the scan, got {stuck.where} on a "
         f"grid of {stuck.height} x {stuck.width}, of which some positions are needed before any "
@@ -165,8 +178,12 @@ def _options(
     clock: Clock,
     needed: Needed,
     with_spans: bool,
+    before: bool,
 ) -> dict[Unit, list[When]]:
-    """Return for each class the earliest regular times: per span if there is one, per pixel."""
+    """Return for each class the earliest regular times: per span if there is one, per pixel.
+
+    `before`: what is ready when its row begins may be computed before the scan.
+    """
     options: dict[Unit, list[When]] = {}
     earliest: dict[Unit, Map] = {}
     stepped = _recurrent(graph)
@@ -192,9 +209,10 @@ def _options(
                 if with_spans:
                     choices = [*_single_span_times(clock, int(ready[0, 0])), *choices]
             else:
-                choices = [*_pixel_times(value, clock, ready, needed[unit])]
+                marks = needed[unit]
+                choices = [*_pixel_times(value, clock, ready, marks, before)]
                 if with_spans and value not in stepped:
-                    choices = [*_span_times(value, clock, ready, needed[unit]), *choices]
+                    choices = [*_span_times(value, clock, ready, marks, before), *choices]
             options[unit] = choices
             ticks = [clock.ticks(when) for when in choices]
             earliest[unit] = np.minimum.reduce(ticks) if ticks else np.full(ready.shape, NEVER)
@@ -215,9 +233,12 @@ def _recurrent(graph: Graph) -> set[Value]:
 
 
 def _can_recall(body: Previous, when: When, schedule: Schedule) -> bool:
-    """Whether the state of one position is computed before the next position reads it."""
+    """Whether the state of one position is computed before the next position reads it.
+
+    Positions before the scan are computed together, so there may be one.
+    """
     assert body.state is not None
-    return not body.backwards and schedule.get((body.state, 0)) == when
+    return not body.backwards and when.before < 2 and schedule.get((body.state, 0)) == when
 
 
 def is_single(value: Value, clock: Clock) -> bool:
@@ -253,50 +274,77 @@ def _input_time(value: Value, clock: Clock, ready: Map) -> When:
 
 
 def _pixel_times(
-    value: Value, clock: Clock, ready: Map, needed: npt.NDArray[np.bool_]
+    value: Value, clock: Clock, ready: Map, needed: npt.NDArray[np.bool_], before: bool
 ) -> Iterator[When]:
     """Yield the earliest time at a pixel that suits every needed position, if any does."""
-    i, j = np.nonzero(needed)
-    row, column = i * value.row_scale, j * value.column_scale
-    lag = int((ready[i, j] - (row * clock.width + column) * clock.per_pixel).max())
-    pixels, phase = divmod(lag - 1, clock.per_pixel)
-    if phase == clock.per_pixel - 1:  # the next pixel's span tick: too early for a phase of ours
-        pixels, phase = pixels + 1, 0
-    lowest, highest = -int(column.min()), clock.width - 1 - int(column.max())
+    place = _Place(value, clock, ready, needed, before)
     for rows in range(_ROWS_LATER):
-        columns, after = pixels - rows * clock.width, phase
-        if columns < lowest:
-            columns, after = lowest, 0
-        inside = -int(row.min()) <= rows < clock.height - int(row.max())
-        if columns <= highest and inside:
-            yield When(
-                value.height, value.width, False, after,
-                value.row_scale, rows, value.column_scale, columns,
-            )  # fmt: skip
+        phases = range(clock.per_pixel - 1)
+        columns, after = min((place.least_offset(rows, 1 + after), after) for after in phases)
+        if columns <= place.highest and place.inside(rows):
+            yield place.when(False, after, rows, columns)
             return
 
 
 def _span_times(
-    value: Value, clock: Clock, ready: Map, needed: npt.NDArray[np.bool_]
+    value: Value, clock: Clock, ready: Map, needed: npt.NDArray[np.bool_], before: bool
 ) -> Iterator[When]:
     """Yield the earliest time at the start of a span that suits every needed position."""
-    i, j = np.nonzero(needed)
-    row, column = i * value.row_scale, j * value.column_scale
-    lowest, highest = -int(column.min()), clock.width - 1 - int(column.max())
-    lag = int((ready[i, j] - (row * clock.width + column) * clock.per_pixel).max())
-    start = -(-lag // clock.per_pixel)
+    place = _Place(value, clock, ready, needed, before)
     for rows in range(_ROWS_LATER):
-        if not -int(row.min()) <= rows < clock.height - int(row.max()):
+        if not place.inside(rows):
             return
-        nearest = max(lowest, min(highest, start - rows * clock.width))
-        for columns in range(nearest, min(highest, nearest + clock.span - 1) + 1):
-            when = When(
-                value.height, value.width, True, 0,
-                value.row_scale, rows, value.column_scale, columns,
-            )  # fmt: skip
-            if (clock.ticks(when)[i, j] >= ready[i, j]).all():
+        nearest = place.least_offset(rows, 0)
+        for columns in range(nearest, min(place.highest, nearest + clock.span - 1) + 1):
+            when = place.when(True, 0, rows, columns)
+            if (clock.ticks(when)[needed] >= ready[needed]).all():
                 yield when
                 return
+
+
+class _Place:
+    """Where on the scan the needed positions of a class may be computed.
+
+    Attributes:
+        lowest, highest: the column offsets at which all are on the scan; with `before`, some.
+    """
+
+    def __init__(
+        self,
+        value: Value,
+        clock: Clock,
+        ready: Map,
+        needed: npt.NDArray[np.bool_],
+        before: bool,
+    ) -> None:
+        i, j = np.nonzero(needed)
+        self.value, self.clock, self.ready = value, clock, ready[i, j]
+        self.row, self.column = i * value.row_scale, j * value.column_scale
+        first, last = int(self.column.min()), int(self.column.max())
+        self.first = first
+        self.lowest = -last if before else -first
+        self.highest = clock.width - 1 - last
+
+    def inside(self, rows: int) -> bool:
+        """Whether they are on the scan so many rows later."""
+        return -int(self.row.min()) <= rows < self.clock.height - int(self.row.max())
+
+    def least_offset(self, rows: int, tick: int) -> int:
+        """Return by how many columns they must trail to be ready at this tick of their pixel.
+
+        What is ready when its row begins is so wherever it stands; the others are on the scan.
+        """
+        since = self.ready - (self.row + rows) * self.clock.width * self.clock.per_pixel
+        at = np.maximum(-((tick - since) // self.clock.per_pixel), 0)
+        return int((at - self.column)[since > 0].max(initial=self.lowest))
+
+    def when(self, span: bool, after: int, rows: int, columns: int) -> When:
+        """Return the time with these offsets."""
+        value = self.value
+        return When(
+            value.height, value.width, span, after, value.row_scale, rows, value.column_scale,
+            columns, max(0, -self.first - columns),
+        )  # fmt: skip
 
 
 def _choose(

@@ -32,7 +32,7 @@ def ring(clock: Clock, written: When, readings: list[Reading], never: int) -> tu
         latest = np.minimum(p + (at - ticks[p, q]) // row_step, written.height - 1)
         rows = max(rows, int((latest - p).max()) + 1)
         next_row = ticks[0, 0] + (p + 1) * row_step
-        whole_rows |= bool((at >= next_row).any())
+        whole_rows |= bool(((at >= next_row) & (p + 1 < written.height)).any())
         newest = np.searchsorted(ticks[0], at - p * row_step, side="right") - 1
         columns = max(columns, int((newest - q).max()) + 1)
     if rows > 1 or whole_rows:

@@ -172,7 +172,7 @@ def _reads(reads: Sequence[Read]) -> list[tuple[object, ...]]:
 def _when(when: When) -> tuple[object, ...]:
     return (
         when.height, when.width, when.span, when.after,
-        when.row_scale, when.row_offset, when.column_scale, when.column_offset,
+        when.row_scale, when.row_offset, when.column_scale, when.column_offset, when.before,
     )  # fmt: skip
 
 

@@ -50,7 +50,11 @@ class ReferenceExecutor:
             for each in program.instructions
             for part, phase in by_phase(each)
         ]
-        self._span = [kernel for kernel in kernels if kernel.when.span]
+        self._span = [
+            kernel if kernel.when.span else kernel.before_scan()
+            for kernel in kernels
+            if kernel.when.span or kernel.when.before > 0
+        ]
         pixel = [kernel for kernel in kernels if not kernel.when.span]
         self._phases = [
             [kernel for kernel in pixel if kernel.when.after == after]
@@ -280,8 +284,8 @@ class ReferenceRun:
 
     def _run_span(self) -> None:
         program, stage = self._program, self._memory.span
-        end = min(self._column + program.span, program.width)
-        columns = np.arange(self._column, end)
+        start = self._column if self._column > 0 else -stage.before
+        columns = np.arange(start, min(self._column + program.span, program.width))
         step, slots = stage.span(self._row, columns, program.device)
         if step is not None:
             self._executor.execute(self._memory, step, slots)
@@ -350,7 +354,8 @@ class _Stage:
             for kernel in kernels
         ]
         self._out = [buffers[kernel.out] for kernel in kernels]
-        self._steps: dict[bytes, _Step | None] = {}
+        self.before = max((kernel.when.before for kernel in kernels), default=0)
+        self._steps: dict[tuple[bytes, bytes], _Step | None] = {}
         self._rows: dict[int, list[int]] = {}
 
     def pixels(self, row: int, columns: Integers, device: torch.device) -> _Table:
@@ -378,7 +383,7 @@ class _Stage:
         if not used:
             return None, torch.empty(0)
         slots = torch.from_numpy(np.concatenate([place.ravel() for place in places]))
-        key = np.asarray([used, sizes]).tobytes()
+        key = (np.asarray(used).tobytes(), np.asarray(sizes).tobytes())
         step = self._steps.get(key)
         if step is None:
             step = self._steps[key] = _Step(self._parts(used, sizes, sizes))
@@ -409,7 +414,7 @@ class _Stage:
         return [self._addresses[number].slots(np.full_like(j, i), j), out[:, None]]
 
     def _pixel_step(self, used: Sequence[int], active: npt.NDArray[np.bool_]) -> _Step | None:
-        key = np.asarray(used).tobytes() + active.tobytes()
+        key = (np.asarray(used).tobytes(), active.tobytes())
         if key not in self._steps:
             parts = self._parts(used, active.astype(int).tolist(), [1] * len(used))
             self._steps[key] = _Step(parts) if parts else None

@@ -6,6 +6,7 @@ which is what a CUDA graph needs to be replayed.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -106,9 +107,12 @@ def grid_row(when: When, row: int) -> int | None:
 
 
 def grid_columns(when: When, columns: Integers) -> tuple[Integers, npt.NDArray[np.bool_]]:
-    """Columns of an instruction's grid at columns of the scan, and which are computed."""
+    """Columns of an instruction's grid at columns of the scan, and which are computed there.
+
+    Those before the scan count from -1 down.
+    """
     j, rest = np.divmod(columns - when.column_offset, when.column_scale)
-    return j, (rest == 0) & (j >= 0) & (j < when.width)
+    return j, (rest == 0) & (j >= 0) & (j < when.width) & (columns >= -when.before)
 
 
 def by_phase(instruction: Instruction) -> "list[tuple[Instruction, tuple[int, int]]]":
@@ -178,6 +182,13 @@ class Kernel:
             self._weight = instruction.weight.to(device, dtype)
             self.count = self._weight.shape[1]
         self.taps = [_plain(read) for read in reads]
+
+    def before_scan(self) -> "Kernel":
+        """Of a kernel that runs at pixels: what it computes before the scan, with a span."""
+        part, when = copy(self), self.when
+        width = max(0, -(when.column_offset // when.column_scale))
+        part.when = replace(when, width=min(width, when.width), span=True, after=0)
+        return part
 
     def row(self, row: int) -> int | None:
         """The row of its grid that it computes in a row of the scan, if there is one."""

@@ -106,8 +106,13 @@ def _masked_conv2d(
     return _convolution(low, x, masked, bias, stride, before, dilation, False, groups)
 
 
+def _masked_conv2d_reorder(low: Lowering, x: Signal) -> Signal:
+    return x
+
+
 if hasattr(torch.ops.genfast, "masked_conv2d"):  # else its parts are recorded
     rule(torch.ops.genfast.masked_conv2d)(_masked_conv2d)
+    rule(torch.ops.genfast._masked_conv2d_reorder)(_masked_conv2d_reorder)
 
 
 @dataclass(frozen=True)
