@@ -125,7 +125,7 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return _storage(tensor) in self._recorded
 
     def whole(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run and note an op of a signal that otherwise would arrive in its parts."""
+        """Run and note an op that otherwise would arrive in its parts."""
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         kinds = [each.kind for each in map(self.reference, tensors) if isinstance(each, Node)]
         with _disable_current_modes():

@@ -158,8 +158,10 @@ def _recurrent(
     batch_first: bool,
 ) -> tuple[Signal | None, ...]:
     """All layers; the states at the end, which follow all positions, are not given."""
-    if not isinstance(input, Signal) or not all(isinstance(each, Tensor) for each in params):
-        low.refuse("its weights or its initial state depend on the input or on conditions")
+    if not isinstance(input, Signal):
+        low.refuse("its initial state or its weights depend on the input, but not its sequence")
+    if not all(isinstance(each, Tensor) for each in params):
+        low.refuse("its weights depend on the input or on conditions")
     if train and dropout > 0 and num_layers > 1:
         low.refuse("its dropout uses random numbers")
     x = input if batch_first else input.permute((1, 0, 2))
