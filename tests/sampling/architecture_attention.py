@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.sampling.architecture_layers import Mutation, PaddedConv
+from tests.sampling.architecture_recurrence import Recurrence, RecurrentLayer
 
 FUSED = ("fused causal", "fused bool", "fused float")
 LABELS = 3
@@ -39,7 +40,8 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class Attentive:
-    """Causal self-attention over an image [1, H, W], a sequence [T], or an image [C, H, W] as one.
+    """Causal self-attention, or recurrent layers, over an image [1, H, W], a sequence [T], or an
+    image [C, H, W] as one.
 
     `kind` is "map" (features of an image's convolutions), "raster" (pixels as one sequence, moved
     on by one as `shift` says), "sequence" (tokens that predict the next one) or "tokens" (each
@@ -55,7 +57,7 @@ class Attentive:
     kind: str
     shift: str
     features_last: bool
-    layers: tuple[AttentionLayer, ...]
+    layers: tuple[AttentionLayer | RecurrentLayer, ...]
     seed: int
     prefix: int = 0
     labels: bool = False
@@ -232,10 +234,11 @@ class AttentiveModel(nn.Module):
         self.prefix = Prefix(plan) if plan.prefix else None
         self.place = nn.Parameter(torch.randn(positions, width) / 2)
         # Keys of strict ones know what the last of the prefix predicts.
-        mutual = [plan.prefix - each.strict if plan.mutual else 0 for each in plan.layers]
         self.layers = nn.ModuleList(
-            Attention(each, width, positions, count)
-            for each, count in zip(plan.layers, mutual, strict=True)
+            Recurrence(each, width)
+            if isinstance(each, RecurrentLayer)
+            else Attention(each, width, positions, plan.mutual * (plan.prefix - each.strict))
+            for each in plan.layers
         )
         self.head = nn.Linear(width, plan.levels)
 
@@ -268,6 +271,9 @@ def attention_mutations(path: str, layer: nn.Module) -> Iterator[Mutation]:
     """Yield what can be broken in a layer of these models."""
     if isinstance(layer, Shift):
         yield Mutation("shift dropped", path, lambda m: m.get_submodule(path).drop())
+    if isinstance(layer, Recurrence):
+        run = lambda m: m.get_submodule(path).run(both=True)  # noqa: E731
+        yield Mutation("both directions", path, run)
     if isinstance(layer, Prefix):
         yield Mutation("prefix too short", path, lambda m: m.get_submodule(path).lose())
     if isinstance(layer, Prefix) and layer.plan.shift == "cut":
@@ -303,7 +309,10 @@ def attention_layers(draw: st.DrawFn) -> AttentionLayer:
 
 
 @st.composite
-def attentives(draw: st.DrawFn) -> Attentive:
+def attentives(
+    draw: st.DrawFn,
+    kinds: st.SearchStrategy[AttentionLayer | RecurrentLayer] = attention_layers(),  # noqa: B008
+) -> Attentive:
     kind = draw(st.sampled_from(["map", "raster", "sequence", "tokens"]))
     image = st.tuples(st.just(1), st.integers(1, 4), st.integers(1, 5))
     coloured = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
@@ -321,7 +330,7 @@ def attentives(draw: st.DrawFn) -> Attentive:
         kind=kind,
         shift=draw(st.sampled_from(["cat", "cut", "pad"][: 2 if kind == "tokens" else 3])),
         features_last=draw(st.booleans()),
-        layers=tuple(draw(st.lists(attention_layers(), min_size=1, max_size=2))),
+        layers=tuple(draw(st.lists(kinds, min_size=1, max_size=2))),
         seed=draw(st.integers(0, 999)),
         prefix=prefix,
         labels=prefix > 0 and draw(st.booleans()),

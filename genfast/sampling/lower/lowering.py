@@ -72,6 +72,7 @@ from genfast.sampling.values import (
     Input,
     Lookup,
     Pointwise,
+    Previous,
     Reduce,
     Source,
     Sources,
@@ -90,6 +91,7 @@ _RULE_MODULES = (
     "joining",
     "convolutions",
     "attention",
+    "recurrence",
     "raster",
     "features",
     "resampling",
@@ -548,7 +550,7 @@ _SPECIAL = {  # and why an op of them is refused that has no rule
     Run: "it takes some of the pixels in raster order; only those of a shifted image are supported",
 }
 _FUSED = "this fused form of attention is not supported"
-_RECURRENT = "recurrent networks are not supported yet"
+_RECURRENT = "a recurrent layer within TorchScript is not supported"
 _REASONS: dict[OpOverloadPacket, str] = {
     getattr(aten, name): reason
     for reason, names in {
@@ -592,6 +594,8 @@ def sources_of(value: Value) -> list[Source]:
         return list(body.indices)
     if isinstance(body, Attend):
         return [*body.queries, *body.keys, *body.values]
+    if isinstance(body, Previous):
+        return list(body.inputs)
     if isinstance(body, Pointwise):
         return [each for operand in body.operands if isinstance(operand, tuple) for each in operand]
     return []
