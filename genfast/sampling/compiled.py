@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,11 @@ from genfast.errors import ExactnessError, InputError, UnsupportedModelError
 from genfast.sampling.distributions import Distribution
 from genfast.sampling.distributions.distribution import DrawSpec
 from genfast.sampling.fingerprint import Fingerprint, fingerprint
+from genfast.sampling.line import LineCall, with_lines
 from genfast.sampling.model_call import ModelCall
 from genfast.sampling.program import Draw, Program
 from genfast.sampling.protocol import Executor
+from genfast.sampling.run.line import LineExecutor, by_draw, on_lines
 from genfast.sampling.run.reference import ReferenceExecutor
 from genfast.sampling.stages import first_line, stage
 from genfast.sampling.verify.outputs import tolerance, verify
@@ -35,6 +37,7 @@ class Compiled:
         predicted: for each draw where it has parameters, bool [H, W].
         tables: from conditioning for n events to the tables of the program.
         text: the plan in words.
+        span: columns of a sound that executors draw at once.
         weights: fingerprint of the weights it was made from.
         error: the difference that verification found.
     """
@@ -46,6 +49,7 @@ class Compiled:
     tables: Callable[[Mapping[str, Tensor], int], list[Tensor]]
     make: Callable[[], Executor]
     text: str
+    span: int
     dtype: torch.dtype
     device: torch.device
     weights: Fingerprint
@@ -71,11 +75,43 @@ def compile_model(
     predicts: str | None,
     executor: str | MakeExecutor,
 ) -> Compiled:
-    """Run the whole pipeline: capture, lower, plan, pack, verify.
+    """Run the whole pipeline: capture, lower, plan, pack, verify; on lines where images fail.
 
     Raises:
         UnsupportedModelError, CausalityError, ExactnessError, NumericsError, InputError.
     """
+    compiled, lines = with_lines(
+        call,
+        examples,
+        predicts,
+        lambda call, predicts: _compile(call, distribution, examples, predicts, executor),
+    )
+    return compiled if lines is None else _of_images(compiled, lines)
+
+
+def _of_images(compiled: Compiled, lines: LineCall) -> Compiled:
+    """What was compiled for the lines of images, for images."""
+    line, (_, places) = lines.line, lines.line.event_shape
+    assert lines.draws is not None
+    what = "symbols, colours apart" if line.apart else "pixels"
+    return replace(
+        compiled,
+        draws=lines.draws,
+        output_sizes=lines.sizes,
+        predicted=[each for draw in compiled.predicted for each in by_draw(draw, line)],
+        make=on_lines(compiled.make, line, compiled.span),
+        text=f"Each image as one line of {places} {what}:\n{compiled.text}",
+        _idle=[LineExecutor(compiled.take(), line, compiled.span)],
+    )
+
+
+def _compile(
+    call: ModelCall,
+    distribution: Distribution,
+    examples: Mapping[str, Tensor],
+    predicts: str | None,
+    executor: str | MakeExecutor,
+) -> Compiled:
     from genfast.sampling.capture.model import capture
     from genfast.sampling.capture.precision import require_plain_numbers
     from genfast.sampling.lower.lowering import lower
@@ -120,6 +156,7 @@ def compile_model(
         tables,
         make,
         f"{text}\nExecutor: {name}",
+        program.span,
         dtype,
         device,
         (),

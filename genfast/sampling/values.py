@@ -125,6 +125,35 @@ class Pointwise:
 
 
 @dataclass(eq=False)
+class Previous(Pointwise):
+    """What a later value of the graph, the `state` of a recurrence, was one position before.
+
+    Its operands read the state, zero where no position is before; `carry` says where. It is the
+    only body that reads what comes after it. Between the two stands one step of the recurrence,
+    which reads besides only `inputs`, at its own position. With `backwards` the position after
+    is read, which nothing can compute along a scan.
+    """
+
+    inputs: Sources = ()
+    backwards: bool = False
+    state: Value | None = None
+
+    def carry(self, state: Value) -> None:
+        """Close the loop: row by row, the position before the first of a row ends the last one."""
+        back = 1 if self.backwards else -1
+        ends = (0, state.height, 0, state.width)
+        shifts = [(0, back), (back, -back * (state.width - 1))]
+        lines = (state.width > 1, state.height > 1)
+        reads: list[Sources | float] = [
+            (Source(state, 0, 1, state.features, dy, dx, *ends),)
+            for (dy, dx), there in zip(shifts, lines, strict=True)
+            if there
+        ]
+        self.state, self.operands = state, reads
+        self.op = "add" if len(reads) > 1 else "copy"
+
+
+@dataclass(eq=False)
 class Reduce:
     """`op` ("sum" or "max") over the middle of the features seen as [outer, size, inner]."""
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.sampling.architecture_layers import Mutation, PaddedConv
+from tests.sampling.architecture_recurrence import Recurrence, RecurrentLayer
 
 FUSED = ("fused causal", "fused bool", "fused float")
 LABELS = 3
@@ -39,11 +40,13 @@ class AttentionLayer:
 
 @dataclass(frozen=True)
 class Attentive:
-    """Causal self-attention over an image [1, H, W] or a sequence [T].
+    """Causal self-attention, or recurrent layers, over an image [1, H, W], a sequence [T], or an
+    image [C, H, W] as one.
 
     `kind` is "map" (features of an image's convolutions), "raster" (pixels as one sequence, moved
-    on by one as `shift` says) or "sequence" (tokens that predict the next one). Before a sequence
-    there are `prefix` tokens, a label's if `labels`, which all see each other if `mutual`. Then
+    on by one as `shift` says), "sequence" (tokens that predict the next one) or "tokens" (each
+    symbol of an image a token, in drawing order). Before a sequence and before symbols there are
+    `prefix` tokens, a label's if `labels`, which all see each other if `mutual`. Then
     `shift` tells what is left out, so that the last of them predicts the first that is drawn: the
     last token ("cat") or prediction ("cut"); with "pad" it is the predictions of the prefix.
     """
@@ -54,12 +57,16 @@ class Attentive:
     kind: str
     shift: str
     features_last: bool
-    layers: tuple[AttentionLayer, ...]
+    layers: tuple[AttentionLayer | RecurrentLayer, ...]
     seed: int
     prefix: int = 0
     labels: bool = False
     mutual: bool = False
     one_hot = False
+
+    @property
+    def layout(self) -> str:
+        return "NKCHW" if self.kind == "tokens" else ""
 
     @property
     def convention(self) -> str:
@@ -227,10 +234,11 @@ class AttentiveModel(nn.Module):
         self.prefix = Prefix(plan) if plan.prefix else None
         self.place = nn.Parameter(torch.randn(positions, width) / 2)
         # Keys of strict ones know what the last of the prefix predicts.
-        mutual = [plan.prefix - each.strict if plan.mutual else 0 for each in plan.layers]
         self.layers = nn.ModuleList(
-            Attention(each, width, positions, count)
-            for each, count in zip(plan.layers, mutual, strict=True)
+            Recurrence(each, width)
+            if isinstance(each, RecurrentLayer)
+            else Attention(each, width, positions, plan.mutual * (plan.prefix - each.strict))
+            for each in plan.layers
         )
         self.head = nn.Linear(width, plan.levels)
 
@@ -239,8 +247,10 @@ class AttentiveModel(nn.Module):
         if plan.kind == "map":
             h = (self.above(numbers) + self.left(numbers)).flatten(2).transpose(1, 2)
         else:
-            h = self.embed(x.long().flatten(1))
-        known = numbers.flatten(1)[:, :, None]
+            order = x.permute(0, 2, 3, 1) if plan.kind == "tokens" else x
+            h = self.embed(order.long().flatten(1))
+        known = numbers.permute(0, 2, 3, 1) if plan.kind == "tokens" else numbers
+        known = known.flatten(1)[:, :, None]
         if self.prefix is not None:
             h, known = self.prefix(h, label), self.prefix.beside(known)
         h = self.shift(h) + self.place
@@ -251,6 +261,9 @@ class AttentiveModel(nn.Module):
             out = self.prefix.cut(out)
         if plan.kind == "sequence":
             return out if plan.features_last else out.mT
+        if plan.kind == "tokens":
+            colours, height, width = plan.shape
+            return out.view(len(x), height, width, colours, -1).permute(0, 4, 3, 1, 2)
         return out.mT.reshape(len(x), plan.levels, *plan.shape[1:])
 
 
@@ -258,6 +271,9 @@ def attention_mutations(path: str, layer: nn.Module) -> Iterator[Mutation]:
     """Yield what can be broken in a layer of these models."""
     if isinstance(layer, Shift):
         yield Mutation("shift dropped", path, lambda m: m.get_submodule(path).drop())
+    if isinstance(layer, Recurrence):
+        run = lambda m: m.get_submodule(path).run(both=True)  # noqa: E731
+        yield Mutation("both directions", path, run)
     if isinstance(layer, Prefix):
         yield Mutation("prefix too short", path, lambda m: m.get_submodule(path).lose())
     if isinstance(layer, Prefix) and layer.plan.shift == "cut":
@@ -293,20 +309,28 @@ def attention_layers(draw: st.DrawFn) -> AttentionLayer:
 
 
 @st.composite
-def attentives(draw: st.DrawFn) -> Attentive:
-    kind = draw(st.sampled_from(["map", "raster", "sequence"]))
+def attentives(
+    draw: st.DrawFn,
+    kinds: st.SearchStrategy[AttentionLayer | RecurrentLayer] = attention_layers(),  # noqa: B008
+) -> Attentive:
+    kind = draw(st.sampled_from(["map", "raster", "sequence", "tokens"]))
     image = st.tuples(st.just(1), st.integers(1, 4), st.integers(1, 5))
-    shapes = {"sequence": st.tuples(st.integers(6, 10))}
-    prefix = draw(st.integers(0, 3)) if kind == "sequence" else 0
+    coloured = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+    several = {"tokens": coloured, "map": image, "raster": image}
+    shapes = {kind: shape.filter(lambda each: prod(each) > 1) for kind, shape in several.items()}
+    shapes["sequence"] = st.tuples(st.integers(6, 10))
+    prefix = draw(
+        {"sequence": st.integers(0, 3), "tokens": st.integers(1, 3)}.get(kind, st.just(0))
+    )
     return Attentive(
         # More steps than levels, so that shapes tell which axis is which.
-        shape=draw(shapes.get(kind, image.filter(lambda shape: prod(shape) > 1))),
+        shape=draw(shapes[kind]),
         levels=draw(st.integers(2, 5)),
         width=draw(st.integers(2, 6)),
         kind=kind,
-        shift=draw(st.sampled_from(["cat", "cut", "pad"])),
+        shift=draw(st.sampled_from(["cat", "cut", "pad"][: 2 if kind == "tokens" else 3])),
         features_last=draw(st.booleans()),
-        layers=tuple(draw(st.lists(attention_layers(), min_size=1, max_size=2))),
+        layers=tuple(draw(st.lists(kinds, min_size=1, max_size=2))),
         seed=draw(st.integers(0, 999)),
         prefix=prefix,
         labels=prefix > 0 and draw(st.booleans()),

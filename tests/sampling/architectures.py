@@ -13,6 +13,7 @@ from genfast.sampling.distributions import Categorical
 from tests.sampling.architecture_attention import (
     LABELS,
     Attentive,
+    attention_layers,
     attention_mutations,
     attentives,
 )
@@ -29,6 +30,7 @@ from tests.sampling.architecture_layers import (
     gated,
     norm,
 )
+from tests.sampling.architecture_recurrence import RecurrentLayer, recurrent_layers
 
 
 @dataclass(frozen=True)
@@ -398,8 +400,18 @@ def sounds(draw: st.DrawFn) -> Sound:
     )
 
 
+def recurrents() -> st.SearchStrategy[Attentive]:
+    """Draw models with recurrent layers and attention, over at most one token before the first."""
+    layers = st.one_of(recurrent_layers(), recurrent_layers(), attention_layers())
+    return attentives(layers).filter(
+        lambda plan: (
+            plan.prefix < 2 or not any(isinstance(layer, RecurrentLayer) for layer in plan.layers)
+        )
+    )
+
+
 def architectures() -> st.SearchStrategy[Architecture]:
-    return st.one_of(masked(), stacks(), sounds(), attentives())
+    return st.one_of(masked(), stacks(), sounds(), attentives(), recurrents())
 
 
 def mutations(plan: Architecture) -> list[Mutation]:

@@ -19,6 +19,7 @@ from genfast.sampling.values import (
     Input,
     Lookup,
     Pointwise,
+    Previous,
     Reduce,
     Source,
     Unflatten,
@@ -38,8 +39,14 @@ class Interpreter:
             grid = grid[:, :, None]
         grid = grid.flatten(4) if grid.dim() == 5 else grid.permute(0, 2, 3, 1)
         self.tables = dict(zip(graph.conditions, tables, strict=True))
-        self.values: dict[Value, Tensor] = {}
-        for value in graph.values:
+        # States of recurrences begin with zeros; each round another position becomes right.
+        loops = [value.body for value in graph.values if isinstance(value.body, Previous)]
+        self.values: dict[Value, Tensor] = {
+            state: torch.zeros(len(x), state.height, state.width, state.features, dtype=dtype)
+            for state in (each.state for each in loops)
+        }
+        rounds = max([1, *(state.height * state.width * len(loops) for state in self.values)])
+        for value in graph.values * rounds:
             if isinstance(value.body, Input):
                 result = grid[:, :, :, :, 0].permute(0, 1, 2, 3) if grid.dim() == 5 else grid
                 result = result.reshape(len(x), value.height, value.width, value.features)
@@ -83,7 +90,7 @@ class Interpreter:
                 else self.join(each, height, width)
                 for each in body.operands
             ]
-            return POINTWISE[body.op](*operands)
+            return operands[0] if body.op == "copy" else POINTWISE[body.op](*operands)
         if isinstance(body, Reduce):
             x = self.join(body.inputs, height, width)
             x = x.reshape(*x.shape[:3], body.outer, body.size, body.inner)

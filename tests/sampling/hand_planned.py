@@ -228,7 +228,7 @@ def behind_tokens(seed, width, tokens, span=4):
         Buffer("x", 2, 1, width, 1, 1),
         Buffer("h", 4, 1, grid, 1, max(span, tokens) + 1),
         Buffer("pair", 6, 1, grid, 1, grid),
-        Buffer("seen", 6, 1, grid, 1, 1 + (tokens > 1)),
+        Buffer("seen", 6, 1, grid, 1, tokens + 1),
         Buffer("far", 5, 1, grid, 1, tokens + span),
         Buffer("out", 5, 1, grid, 1, 1),
         Buffer("logits", 3, 1, grid, 1, 1),

@@ -1,4 +1,4 @@
-"""Programs of well-known models, planned by hand, beside the same models as PyTorch modules."""
+"""Programs of well-known models, most planned by hand; beside them the same PyTorch modules."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from genfast.sampling.capture.model import capture
+from genfast.sampling.lower.lowering import lower
+from genfast.sampling.plan.planner import plan
 from genfast.sampling.program import (
     Buffer,
     Draw,
@@ -293,3 +296,24 @@ def wavenet(
         make.pointwise(features, r, reads, (Step("add", (0, 1)),), False)
     logits = head(make, net.head, skips, skip, levels, levels)
     return Made(make.program(logits, levels), net)
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the pixels of an image in raster order, moved on by one."""
+
+    def __init__(self, width, levels):
+        super().__init__()
+        self.lstm = nn.LSTM(1, width, 2, batch_first=True)
+        self.head = nn.Conv2d(width, levels, 1)
+
+    def forward(self, x):
+        moved = F.pad(x.flatten(2), (1, -1)).transpose(1, 2)
+        h = self.lstm(moved)[0].transpose(1, 2)
+        return self.head(h.unflatten(2, x.shape[2:]))
+
+
+def recurrent(width=70, levels=33, height=4, columns=5, seed=0, dtype=torch.float32):
+    module = settled(Recurrent(width, levels), seed, dtype)
+    captured = capture(module, torch.zeros(2, 1, height, columns, dtype=dtype), {})
+    draws = [(0, 1, list(range(levels)))]
+    return Made(plan(lower(captured), 1, 1, draws, None, dtype, CPU), module)

@@ -16,6 +16,7 @@ from tests.sampling.architectures import (
     conditions,
     masked,
     mutants,
+    recurrents,
     sounds,
     stacks,
 )
@@ -71,6 +72,8 @@ def test_no_architecture_looks_ahead(plan):
         (attentives, "shift dropped"),
         (attentives, "position seen too early"),
         (attentives, "mask forgotten"),
+        (recurrents, "both directions"),
+        (recurrents, "shift dropped"),
         (attentives, "prefix too short"),
         (attentives, "prefix cut too late"),
     ],

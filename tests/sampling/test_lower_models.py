@@ -21,7 +21,11 @@ def agrees(model: nn.Module, x: Tensor, atol: float = 1e-12) -> None:
     torch.testing.assert_close(run(graph, captured, x), expected, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("name", ZOO)
+# Compiled as lines; `test_zoo.py` compares what they compute.
+LINES = ("start token and all", "pixels of three colours", "colours as tokens")
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if not any(each in name for each in LINES)])
 def test_zoo(name: str) -> None:
     entry = ZOO[name]
     model = entry.build()

@@ -17,16 +17,10 @@ class Apply(nn.Module):
     def __init__(self, function: Function) -> None:
         super().__init__()
         self.function = function
-        self.cell = nn.LSTM(4, 4, batch_first=True)
-        self.gate = nn.GRUCell(4, 4)
         self.dense = nn.Linear(60, 60)
 
     def forward(self, x: Tensor, **conditions: Tensor) -> Tensor:
         return self.function(self, x, **conditions)
-
-
-def _sequence(x: Tensor) -> Tensor:
-    return x.flatten(2).transpose(1, 2)
 
 
 def _branch(model: nn.Module, x: Tensor) -> Tensor:
@@ -43,8 +37,6 @@ def _shared_memory(model: nn.Module, x: Tensor) -> Tensor:
 
 
 REFUSED: dict[str, tuple[Function, str]] = {
-    "lstm": (lambda m, x: m.cell(_sequence(x))[0], r"lstm in cell .*recurrent"),
-    "gru cell": (lambda m, x: m.gate(x[:, :, 0, 0]), r"aten\.select.*3 rows|recurrent"),
     "number read": (lambda m, x: x * x.mean().item(), r"_local_scalar_dense.*reads a number"),
     "branch": (_branch, r"_branch: if x\.max\(\) > 1:.*reads a number"),
     "one hot of unknown size": (

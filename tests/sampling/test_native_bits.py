@@ -12,7 +12,7 @@ from tests.sampling import programs
 from tests.sampling.random_programs import RandomProgram
 
 
-@pytest.fixture(params=["gated", "plain", "wavenet", 0, 1, 2, 3, 4, 5, 6, 7], ids=str)
+@pytest.fixture(params=["gated", "plain", "wavenet", "recurrent", 0, 1, 2, 3, 4, 5, 6, 7], ids=str)
 def case(request):
     """A float32 program, and what to begin and force it with: n -> (conditions, x)."""
     if isinstance(request.param, int):
@@ -22,6 +22,7 @@ def case(request):
         "gated": (2, 40, 20, 4, 9),
         "plain": (2, 16, 9, 5, 6),
         "wavenet": (33, 20, 8, 4, 2, 90),
+        "recurrent": (70, 33, 4, 5),
     }
     program = getattr(programs, request.param)(*sizes[request.param]).program
 
@@ -178,6 +179,8 @@ def test_simd_levels(n, dtype):
                 program = getattr(programs, name)(2, 20, 9, 4, 5, dtype=dtype).program
                 x = torch.linspace(-1, 1, n * 20, dtype=dtype).view(n, 1, 4, 5)
                 results += NativeExecutor(program).begin(n).forced(x)
+            program = programs.recurrent(20, 9, 4, 5, dtype=dtype).program
+            results += NativeExecutor(program).begin(n).forced(x)
             for seed in range(10, 40):
                 made = RandomProgram(seed, dtype)
                 run = NativeExecutor(made.build()).begin(n, made.conditions(n))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from genfast.errors import CausalityError, UnsupportedModelError
 from genfast.sampling.plan.describe import describe, total_flop
 from genfast.sampling.plan.schedule import Clock
+from genfast.sampling.plan.storage import ring
+from genfast.sampling.probe.dependence import NEVER
 from genfast.sampling.program import Attend, Gemm, Program, When
 from tests.sampling.test_plan import check, program_of, shifted_right, whole
 
@@ -166,3 +168,18 @@ def test_ticks_before_the_scan_are_those_of_the_first_span() -> None:
     np.testing.assert_array_equal(clock.ticks(late), expected)
     by_row = When(2, 6, True, 0, column_offset=-2, before=2)
     np.testing.assert_array_equal(clock.ticks(by_row), [[0] * 6, [15] * 6])
+
+
+@pytest.mark.parametrize(
+    ("when", "columns"),
+    [
+        (When(1, 16), 1),
+        (When(1, 16, column_offset=-3, before=3), 3),
+        (When(1, 16, span=True), 8),
+        (When(1, 16, span=True, column_offset=-3, before=3), 11),
+        (When(1, 8, span=True, column_scale=2), 4),
+    ],
+)
+def test_a_ring_has_room_for_the_columns_of_a_step_read_or_not(when, columns):
+    """Threads that share a step would write over each other's columns."""
+    assert ring(Clock(1, 16, 8, (0, 1)), when, [], NEVER) == (1, columns)

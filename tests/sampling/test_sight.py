@@ -68,6 +68,15 @@ def test_the_position_of_the_newest_that_is_seen(seen, seed):
             assert times[newest] == times[places].max()
 
 
+def test_the_first_few_without_a_table():
+    counts, times = np.array([1, 3, 3, 0, 5]), np.array([4, 9, 2, 9, 7])
+    table, found = Sight(np.arange(5) < counts[:, None]), Sight.of_first(counts)
+    assert found.latest(times, -1).tolist() == table.latest(times, -1).tolist()
+    newest = [[sight.newest(p, times) for p in range(5)] for sight in (found, table)]
+    assert newest[0] == newest[1] == [0, 1, 1, -1, 1]
+    assert (found.seen == table.seen).all()
+
+
 @pytest.mark.parametrize("by", [np.minimum, np.maximum])
 @pytest.mark.parametrize("marks", [False, True])
 def test_numbers_of_all_that_see_a_position(by, marks):

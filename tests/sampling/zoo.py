@@ -15,6 +15,7 @@ import genfast
 from tests.sampling import zoo_attention as attention
 from tests.sampling import zoo_dense as dense
 from tests.sampling import zoo_masked as masked
+from tests.sampling import zoo_recurrent as recurrent
 from tests.sampling import zoo_refused as refused
 from tests.sampling import zoo_stacks as stacks
 from tests.sampling import zoo_wavenets as wavenets
@@ -147,6 +148,27 @@ ZOO: dict[str, Entry] = {
     "attention, padded and cut": Entry(
         lambda: attention.Pixels(shift="pad"), (1, 3, 5), categorical(4)
     ),
+    "attention, start token and all pixels": Entry(
+        lambda: attention.Pixels(shift="all"), (1, 3, 4), categorical(4)
+    ),
+    "attention, a label and all pixels of one column": Entry(
+        lambda: attention.Pixels(shift="all", labels=3),
+        (1, 7, 1),
+        categorical(4),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
+    "attention, start token and pixels of three colours": Entry(
+        lambda: attention.Mixed(3, 20), (3, 3, 2), lambda: genfast.LogisticMixture(16, mixtures=2)
+    ),
+    "attention, colours as tokens": Entry(
+        lambda: attention.Coloured((3, 3, 3)), (3, 3, 3), categorical(5, layout="CK")
+    ),
+    "attention, colours as tokens behind a label, shifted, N K C H W out": Entry(
+        lambda: attention.Coloured((3, 2, 4), labels=3, axes="KC", shifted=True),
+        (3, 2, 4),
+        categorical(5, layout="KC"),
+        lambda n: {"label": torch.arange(n) % 3},
+    ),
     "attention, start token among the levels": Entry(
         lambda: attention.Pixels(levels=5, shift="token"), (1, 3, 5), categorical(5)
     ),
@@ -231,10 +253,22 @@ ZOO: dict[str, Entry] = {
     "wavenet of codes, channels last": Entry(
         wavenets.Codes, (14,), categorical(8), features_last=True
     ),
+    "lstm of characters": Entry(
+        recurrent.Characters, (12,), categorical(4), offset=1, features_last=True
+    ),
+    "gru of a melody, state from a label": Entry(
+        recurrent.Melody,
+        (9,),
+        categorical(5),
+        lambda n: {"label": torch.linspace(-2, 2, 3 * n, dtype=torch.float64).view(n, 3)},
+    ),
+    "lstm and rnn of pixels between convolutions": Entry(
+        recurrent.RowsThenPixels, (1, 4, 5), categorical(4, "unit")
+    ),
 }
 
 REFUSED: dict[str, Entry] = {
-    "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm|LSTM"),
+    "recurrent": Entry(refused.Recurrent, (12,), categorical(4), reason=r"lstm_cell in cell"),
     "looks at numbers": Entry(
         refused.LooksAtNumbers, (1, 4, 4), categorical(4, "unit"), reason=r"x\.max\(\)"
     ),

@@ -22,6 +22,10 @@ class Pixels(nn.Module):
     def forward(self, x, label=None):
         n, _, height, width = x.shape
         x = x.long().flatten(1)
+        if self.shift == "all":
+            first = self.start.expand(n, -1, -1) if label is None else self.label(label)[:, None]
+            h = torch.cat((first, self.embed(x)), dim=1)
+            return self.head(self.attend(h)[:, :-1]).mT.reshape(n, -1, height, width)
         if self.shift == "token":
             x = F.pad(x, (1, 0), value=self.embed.num_embeddings - 1)[:, :-1]
         h = self.embed(x)
@@ -34,11 +38,57 @@ class Pixels(nn.Module):
             h = torch.cat((self.start.expand(n, -1, -1), h), dim=1)[:, :-1]
         elif self.shift == "pad":
             h = F.pad(h, (0, 0, 1, 0))[:, :-1]
+        return self.head(self.attend(h)).transpose(1, 2).reshape(n, -1, height, width)
+
+    def attend(self, h):
         query, key, value = self.qkv(h).chunk(3, dim=-1)
         scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
-        later = torch.ones(height * width, height * width).triu(1).bool()
-        h = h + scores.masked_fill(later, -torch.inf).softmax(-1) @ value
-        return self.head(h).transpose(1, 2).reshape(n, -1, height, width)
+        later = torch.ones(scores.shape[1:]).triu(1).bool()
+        return h + scores.masked_fill(later, -torch.inf).softmax(-1) @ value
+
+
+class Coloured(Pixels):
+    """Each colour of each pixel a token, placed by row, column and colour, behind a start token.
+
+    Outputs [N, colours, levels, H, W], [N, levels, colours, H, W] or [N, tokens, levels], by
+    `axes`. The start token stands before all tokens, or, `shifted`, before all but the last.
+    """
+
+    def __init__(self, shape, levels=5, width=8, labels=0, axes="CK", shifted=False):
+        super().__init__(levels, width, labels=labels)
+        colours, height, width_ = shape
+        self.row = nn.Parameter(torch.randn(height, 1, 1, width))
+        self.column = nn.Parameter(torch.randn(width_, 1, width))
+        self.colour = nn.Embedding(colours, width)
+        self.axes, self.shifted = axes, shifted
+
+    def forward(self, x, label=None):
+        n, colours, height, width = x.shape
+        h = self.embed(x.long().permute(0, 2, 3, 1)) + self.colour.weight + self.column + self.row
+        h = h.flatten(1, 3)
+        first = self.start.expand(n, -1, -1) if label is None else self.label(label)[:, None]
+        if self.shifted:
+            h = self.head(self.attend(torch.cat((first, h[:, :-1]), dim=1)))
+        else:
+            h = self.head(self.attend(torch.cat((first, h), dim=1)))[:, :-1]
+        if self.axes == "flat":
+            return h
+        order = (0, 3, 4, 1, 2) if self.axes == "CK" else (0, 4, 3, 1, 2)
+        return h.view(n, height, width, colours, -1).permute(order)
+
+
+class Mixed(Pixels):
+    """Pixels of all colours at once as one sequence behind a start token, all of them."""
+
+    def __init__(self, colours, parameters, width=8):
+        super().__init__(parameters, width)
+        self.embed = nn.Linear(colours, width)
+
+    def forward(self, x):
+        n, _, height, width = x.shape
+        h = self.embed(x.flatten(2).transpose(1, 2))
+        h = self.attend(torch.cat((self.start.expand(n, -1, -1), h), dim=1))
+        return self.head(h[:, :-1]).transpose(1, 2).unflatten(2, (height, width))
 
 
 class Language(nn.Module):

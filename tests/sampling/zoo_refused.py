@@ -1,19 +1,24 @@
 """Models that cannot be taken: what they do has no incremental rule, or depends on the numbers."""
 
+import torch
 from torch import nn
 
 
 class Recurrent(nn.Module):
-    """An LSTM along a sound; output t predicts x[t + 1]."""
+    """A cell in a loop over time steps; output t predicts x[t + 1]."""
 
     def __init__(self, levels=4, width=6):
         super().__init__()
         self.embed = nn.Embedding(levels, width)
-        self.cell = nn.LSTM(width, width, batch_first=True)
+        self.cell = nn.LSTMCell(width, width)
         self.head = nn.Linear(width, levels)
 
     def forward(self, x):
-        return self.head(self.cell(self.embed(x.long()))[0])
+        state, seen = None, []
+        for step in self.embed(x.long()).unbind(1):
+            state = self.cell(step, state)
+            seen.append(state[0])
+        return self.head(torch.stack(seen, dim=1))
 
 
 class LooksAtNumbers(nn.Module):

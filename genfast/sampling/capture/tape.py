@@ -124,6 +124,13 @@ class Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Whether `tensor` depends on an input."""
         return _storage(tensor) in self._recorded
 
+    def whole(self, op: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run and note an op that otherwise would arrive in its parts."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        kinds = [each.kind for each in map(self.reference, tensors) if isinstance(each, Node)]
+        with _disable_current_modes():
+            return self._record(op, args, kwargs, tensors, max(kinds, key=KINDS.index))
+
     def refuse(self, what: str, reason: str) -> NoReturn:
         """Raise UnsupportedModelError about the operation that runs now."""
         self.refusal = UnsupportedModelError(f"{user_line(what, self._names)}: {reason}")
@@ -391,6 +398,8 @@ class Functions(TorchFunctionMode):
             if SIGNAL in kinds or (kinds and _SPECIAL[name] in ("", _LEAVES)):
                 if name == "one_hot":
                     return self._one_hot(*args, **kwargs)
+                if name in RECURRENT and isinstance(args[2], list):
+                    return self._tape.whole(getattr(aten, name).input, args, kwargs)
                 self._tape.refuse(name, _SPECIAL[name])
         return func(*args, **kwargs)
 
@@ -402,12 +411,14 @@ class Functions(TorchFunctionMode):
 
 
 _LEAVES = "this takes numbers that depend on the input out of PyTorch"
-_RECURRENT = "recurrent networks are not supported yet"
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")  # recorded whole, unless (data, lengths, ..)
+_PACKED = "packed sequences are not supported; all events are equally long"
+_CELL = "a loop over time steps is not supported; write it with nn.LSTM, nn.GRU or nn.RNN"
 _SPECIAL = {
     "one_hot": "",  # reads the range of its indices into Python, to check it
     **dict.fromkeys(("numpy", "__array__", "tolist", "__dlpack__"), _LEAVES),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
-    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _RECURRENT),
+    **dict.fromkeys((*RECURRENT, "_pack_padded_sequence"), _PACKED),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), _CELL),
 }
 
 

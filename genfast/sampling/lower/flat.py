@@ -73,6 +73,7 @@ def flatten(low: "Lowering", x: Signal) -> Signal:
         return x
     for axis in _POSITIONS:
         if x.extent(axis) > 1 and not x.has(axis):
+            low.require_order(x.dims)
             low.refuse(f"it flattens {describe(x.dims)}, which has no axis of {axis.value}")
     count = len(x.features)
     if x.features not in low.flattened:

@@ -25,14 +25,20 @@ class Axis(Enum):
     BATCH = "images"
     ROW = "rows"
     COLUMN = "columns"
+    PART = "parts of columns"
     FEATURE = "features"
 
 
 class Atom(NamedTuple):
-    """A factor of an axis: `size` images, rows, columns or features."""
+    """A factor of an axis: `size` images, rows, columns or features.
+
+    Columns that a view divides are parts, such as the rows of an image that the model was given as
+    one line: `size` of them, each `step` columns after the one before.
+    """
 
     axis: Axis
     size: int
+    step: int = 0
 
 
 Dim = tuple[Atom, ...]  # one axis of a tensor: the product of its atoms, the first varies slowest
@@ -96,10 +102,12 @@ def describe(dims: Dims) -> str:
 def regroup(dims: Dims, sizes: Sequence[int]) -> Dims:
     """The axes of a view: the same atoms in the same order, grouped to other sizes.
 
+    Columns may be divided, and are columns again when their parts stand in order.
+
     Raises:
-        LayoutError: an axis of images, rows or columns would have to be divided.
+        LayoutError: an axis of images or rows would have to be divided.
     """
-    left = [*dim_of([atom for dim in dims for atom in dim])][::-1]
+    left = _united(dim_of([atom for dim in dims for atom in dim]))[::-1]
     grouped: list[Dim] = []
     for size in sizes:
         group: list[Atom] = []
@@ -107,14 +115,39 @@ def regroup(dims: Dims, sizes: Sequence[int]) -> Dims:
             group.append(left.pop())
         while prod(atom.size for atom in group) < size:
             atom, need = left.pop(), size // prod(atom.size for atom in group)
-            if atom.axis is Axis.FEATURE and atom.size > need and atom.size % need == 0:
-                left.append(Atom(Axis.FEATURE, atom.size // need))
-                atom = Atom(Axis.FEATURE, need)
+            if atom.axis in _DIVISIBLE and atom.size > need and atom.size % need == 0:
+                atom, rest = _divided(atom, need)
+                left.append(rest)
             group.append(atom)
         if prod(atom.size for atom in group) != size:
             raise LayoutError(f"a view of {describe(dims)} as {list(sizes)} mixes them")
         grouped.append(dim_of(group))
     return tuple(grouped)
+
+
+_DIVISIBLE = (Axis.FEATURE, Axis.COLUMN, Axis.PART)
+
+
+def _divided(atom: Atom, count: int) -> tuple[Atom, Atom]:
+    """An atom as `count` times the rest."""
+    rest = atom.size // count
+    if atom.axis is Axis.FEATURE:
+        return Atom(Axis.FEATURE, count), Atom(Axis.FEATURE, rest)
+    step = max(atom.step, 1)
+    return Atom(Axis.PART, count, rest * step), Atom(Axis.PART, rest, step)
+
+
+def _united(atoms: Sequence[Atom]) -> list[Atom]:
+    """The same with neighbouring parts of columns joined where one goes on where the other ends."""
+    columns = prod(atom.size for atom in atoms if atom.axis is Axis.PART)
+    united: list[Atom] = []
+    for atom in atoms:
+        wider = Atom(Axis.PART, united[-1].size, atom.size * atom.step) if united else None
+        if atom.axis is Axis.PART and united[-1:] == [wider]:
+            atom = Atom(Axis.PART, united.pop().size * atom.size, atom.step)
+        united.append(atom)
+    whole = Atom(Axis.PART, columns, 1)
+    return [Atom(Axis.COLUMN, columns) if atom == whole else atom for atom in united]
 
 
 @dataclass(frozen=True)

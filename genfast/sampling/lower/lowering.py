@@ -72,6 +72,7 @@ from genfast.sampling.values import (
     Input,
     Lookup,
     Pointwise,
+    Previous,
     Reduce,
     Source,
     Sources,
@@ -90,6 +91,7 @@ _RULE_MODULES = (
     "joining",
     "convolutions",
     "attention",
+    "recurrence",
     "raster",
     "features",
     "resampling",
@@ -97,6 +99,10 @@ _RULE_MODULES = (
 _NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "pow": 1}  # right operands that do nothing
 Rules = dict[OpOverload | OpOverloadPacket, Callable[..., Any]]
 RULES: dict[type, Rules] = {Signal: {}, Scores: {}, Run: {}}
+
+
+class SequenceError(UnsupportedModelError):
+    """A refusal of what is done to the pixels as one sequence."""
 
 
 def rule(*ops: OpOverload | OpOverloadPacket, of: type = Signal) -> Callable[[Rule], Rule]:
@@ -177,6 +183,15 @@ class Lowering:
     def refuse(self, reason: str) -> NoReturn:
         """Raise UnsupportedModelError about the op whose rule runs."""
         raise UnsupportedModelError(f"{self.node.where}: {reason}")
+
+    def require_order(self, dims: Dims) -> None:
+        """Refuse axes on which parts of columns stand in another order than columns do."""
+        for dim in dims:
+            if sum(atom.axis is Axis.PART for atom in dim) > 1:
+                raise SequenceError(
+                    f"{self.node.where}: it takes an image's symbols as one sequence in another "
+                    "order than they are drawn in: row by row, pixel by pixel, colour by colour"
+                )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -303,6 +318,7 @@ class Lowering:
         """An operand with these axes, which it broadcasts to."""
         if isinstance(operand, Signal):
             return self.expand(operand, dims)
+        operand = self._over_all_parts(operand, dims)
         if isinstance(operand, Tensor):
             number = self.uniform(operand)
             return self.constant(operand, dims, like) if number is None else number
@@ -377,6 +393,19 @@ class Lowering:
             tuple(result.shape), node.dtype, node.kind, Call(op, (node, *arguments), {}, node.where)
         )
 
+    def _over_all_parts(self, operand: Operand, dims: Dims) -> Operand:
+        """A tensor that differs between some parts of the columns, repeated for the others."""
+        if not isinstance(operand, Tensor | Node):
+            return operand
+        sizes = [1] * (len(dims) - len(operand.shape)) + list(operand.shape)
+        parts = [i for i, dim in enumerate(dims) if any(atom.axis is Axis.PART for atom in dim)]
+        if all(sizes[i] == 1 for i in parts) or all(sizes[i] != 1 for i in parts):
+            return operand
+        sizes = [dim_size(dims[i]) if i in parts else size for i, size in enumerate(sizes)]
+        if isinstance(operand, Node):
+            return self.derived(aten.expand.default, operand, sizes)
+        return operand.expand(sizes)
+
     def _spread(self, sizes: list[int], dims: Dims) -> tuple["_Spread", Dims]:
         """How a tensor of these sizes becomes [images, rows, columns, features]; its own axes."""
         sizes = [1] * (len(dims) - len(sizes)) + sizes
@@ -390,8 +419,9 @@ class Lowering:
             own.append(dim if size == whole else fixed)
             atoms += dim if size == whole else ()
         places = {axis: [i for i, atom in enumerate(atoms) if atom.axis is axis] for axis in Axis}
-        order = [place for axis in Axis for place in places[axis]]
-        shape = [int(np.prod([atoms[i].size for i in places[axis]])) for axis in Axis]
+        places[Axis.COLUMN] += sorted(places.pop(Axis.PART), key=lambda place: -atoms[place].step)
+        order = [place for of_axis in places.values() for place in of_axis]
+        shape = [int(np.prod([atoms[i].size for i in each])) for each in places.values()]
         return _Spread([atom.size for atom in atoms], order, shape), tuple(own)
 
     def _common_dims(self, operands: Sequence[Operand]) -> Dims:
@@ -410,7 +440,8 @@ class Lowering:
                 for place, size in enumerate(shape, rank - len(shape)):
                     if dim_size(common[place]) == 1 and size > 1:
                         common[place] = features_dim(size)
-        taken = [atom.axis for dim in common for atom in dim if atom.axis is not Axis.FEATURE]
+        atoms = [atom for dim in common for atom in dim if atom.axis is not Axis.FEATURE]
+        taken = [(atom.axis, atom.step) for atom in atoms]
         if len(taken) != len(set(taken)):
             self.refuse(f"it pairs positions with one another: {describe(tuple(common))}")
         return tuple(common)
@@ -445,6 +476,8 @@ class Lowering:
         """Call the rule of this op for arguments of a kind, with those of them that it takes."""
         found = RULES[of].get(self.op) or RULES[of].get(self.op.overloadpacket)
         if found is None:
+            if of is Run:
+                raise SequenceError(f"{self.node.where}: {_SPECIAL[of]}")
             reason = _SPECIAL.get(of) or _REASONS.get(self.op.overloadpacket)
             self.refuse(reason or "there is no rule for this op")
         parameters = inspect.signature(found).parameters
@@ -479,6 +512,7 @@ class Lowering:
         taken = [atom.axis for dim in output.dims for atom in dim if atom.size > 1]
         for axis, size in ((Axis.BATCH, 2), (Axis.ROW, output.height), (Axis.COLUMN, output.width)):
             if axis not in taken and size > 1:
+                self.require_order(output.dims)
                 self.refuse(f"the output {describe(output.dims)} has no axis of {axis.value}")
         # What stands at [n, .., i, j] counts as the prediction of pixel (i, j) of image n.
         order = [axis for axis in Axis if axis is not Axis.FEATURE and axis in taken]
@@ -516,7 +550,7 @@ _SPECIAL = {  # and why an op of them is refused that has no rule
     Run: "it takes some of the pixels in raster order; only those of a shifted image are supported",
 }
 _FUSED = "this fused form of attention is not supported"
-_RECURRENT = "recurrent networks are not supported yet"
+_RECURRENT = "a recurrent layer within TorchScript is not supported"
 _REASONS: dict[OpOverloadPacket, str] = {
     getattr(aten, name): reason
     for reason, names in {
@@ -560,6 +594,8 @@ def sources_of(value: Value) -> list[Source]:
         return list(body.indices)
     if isinstance(body, Attend):
         return [*body.queries, *body.keys, *body.values]
+    if isinstance(body, Previous):
+        return list(body.inputs)
     if isinstance(body, Pointwise):
         return [each for operand in body.operands if isinstance(operand, tuple) for each in operand]
     return []

@@ -49,6 +49,7 @@ def take_range(low: Lowering, x: Signal, axis: int, first: int, last: int, step:
         return choose(x, axis, np.arange(first, last, step))
     grid = only_axis(dim)
     if grid is None:
+        low.require_order((dim,))
         low.refuse(f"it takes a part of an axis of {named(dim)}, which is not supported")
     if step != 1:
         low.refuse(f"it takes every {step}th of the {named(dim)}")

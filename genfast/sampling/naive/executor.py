@@ -57,7 +57,17 @@ def naive_compiled(
     text = f"Sampler by one forward pass of {type(call.model).__name__} per symbol\nExecutor: naive"
     weights = fingerprint(call.model)
     return Compiled(
-        draws, sizes, offset, [predicted] * len(draws), tables, make, text, dtype, device, weights
+        draws,
+        sizes,
+        offset,
+        [predicted] * len(draws),
+        tables,
+        make,
+        text,
+        1,
+        dtype,
+        device,
+        weights,
     )
 
 

@@ -34,6 +34,7 @@ from genfast.sampling.probe.dependence import (
     Dependence,
     Edge,
     Map,
+    carried_edges,
     conv_edge,
     features_of,
     gather,
@@ -453,7 +454,10 @@ class Emitter:
         for unit, when in self.schedule.items():
             value, klass = unit
             ticks = np.where(self.needed[unit], self.clock.ticks(when), NEVER)
-            for edge in self.found[value].edges[klass]:
+            edges = self.found[value].edges[klass]
+            if isinstance(value.body, v.Previous):  # reads the state, which stands for its inputs
+                edges = carried_edges(value.body, self.found)
+            for edge in edges:
                 early = self._early.get((unit, edge))
                 at = ticks if early is None else np.where(self.needed[unit], early, NEVER)
                 found.setdefault((edge.origin, edge.klass), []).append(Reading(edge, at))

@@ -22,9 +22,10 @@ from genfast.sampling.probe.dependence import (
     gather,
     output_edges,
     scatter,
+    states_of,
 )
 from genfast.sampling.program import When
-from genfast.sampling.values import Graph, Input, Value
+from genfast.sampling.values import Graph, Input, Previous, Value
 
 Unit = tuple[Value, int]  # a value and the number of a class of its features
 Schedule = dict[Unit, When]
@@ -109,6 +110,13 @@ def make_schedule(
         if stuck is None:
             return schedule, needed
     assert stuck is not None
+    if isinstance(stuck.body, Previous):
+        raise UnsupportedModelError(
+            f"{stuck.where}: expected a recurrence that runs forwards along the scan, from at most "
+            f"one position before it, got one over {stuck.height} x {stuck.width} positions"
+            + " backwards"
+            * stuck.body.backwards
+        )
     raise UnsupportedModelError(
         f"compile_sampler: expected a computation that follows the scan, got {stuck.where} on a "
         f"grid of {stuck.height} x {stuck.width}, of which some positions are needed before any "
@@ -148,9 +156,12 @@ def _needed(graph: Graph, found: Dependence, due: list[tuple[Edge, Map]]) -> Nee
     }
     for edge, tick in due:
         scatter(edge, tick < NEVER, needed[edge.origin, edge.klass], np.maximum)
+    states = states_of(graph)
     for value in reversed(graph.values):
         for klass, edges in enumerate(found[value].edges):
             reader = needed[value, klass]
+            if value in states:  # and with a position all before it
+                reader |= np.maximum.accumulate(reader.ravel()[::-1])[::-1].reshape(reader.shape)
             if reader.any():
                 for edge in edges:
                     scatter(edge, reader, needed[edge.origin, edge.klass], np.maximum)
@@ -175,6 +186,7 @@ def _options(
     """
     options: dict[Unit, list[When]] = {}
     earliest: dict[Unit, Map] = {}
+    stepped = _recurrent(graph)
     for value in graph.values:
         linked = np.zeros(len(found[value].ready), dtype=np.int64)
         for link in found[value].links:
@@ -199,12 +211,34 @@ def _options(
             else:
                 marks = needed[unit]
                 choices = [*_pixel_times(value, clock, ready, marks, before)]
-                if with_spans:
+                if with_spans and value not in stepped:
                     choices = [*_span_times(value, clock, ready, marks, before), *choices]
             options[unit] = choices
             ticks = [clock.ticks(when) for when in choices]
             earliest[unit] = np.minimum.reduce(ticks) if ticks else np.full(ready.shape, NEVER)
     return options
+
+
+def _recurrent(graph: Graph) -> set[Value]:
+    """Return the values of recurrences: what stands between a state and where it is read again.
+
+    They are ready alike and needed alike, so without spans they are all computed at one time.
+    """
+    place = {value: number for number, value in enumerate(graph.values)}
+    found: set[Value] = set()
+    for value in graph.values:
+        if isinstance(value.body, Previous) and value.body.state is not None:
+            found.update(graph.values[place[value] : place[value.body.state] + 1])
+    return found
+
+
+def _can_recall(body: Previous, when: When, schedule: Schedule) -> bool:
+    """Whether the state of one position is computed before the next position reads it.
+
+    Positions before the scan are computed together, so there may be one.
+    """
+    assert body.state is not None
+    return not body.backwards and when.before < 2 and schedule.get((body.state, 0)) == when
 
 
 def is_single(value: Value, clock: Clock) -> bool:
@@ -343,6 +377,8 @@ def _choose(
             else:
                 return schedule, value
             schedule[unit] = when
+            if isinstance(value.body, Previous) and not _can_recall(value.body, when, schedule):
+                return schedule, value
             reader = np.where(marks, ticks, NEVER)
             at[klass] = reader.min()
             for edge in edges:

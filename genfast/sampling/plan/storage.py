@@ -19,11 +19,14 @@ class Reading:
 
 
 def ring(clock: Clock, written: When, readings: list[Reading], never: int) -> tuple[int, int]:
-    """Return the (rows, columns) to keep so that nothing is overwritten before its last reading."""
+    """Return the (rows, columns) to keep so that nothing is overwritten before its last reading.
+
+    There is room for all columns that are computed at once, read or not: threads may share them.
+    """
     rows = 1
     whole_rows = False
-    columns = 1
     ticks = clock.ticks(written)
+    columns = int(np.unique(ticks[0], return_counts=True)[1].max())
     row_step = written.row_scale * clock.width * clock.per_pixel
     for reading in readings:
         at, p, q = _positions(reading, never)

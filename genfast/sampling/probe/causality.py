@@ -98,22 +98,25 @@ def check_causality(
     """
     from genfast.sampling.capture.model import capture
     from genfast.sampling.conditioning import traced_conditions
+    from genfast.sampling.line import with_lines
     from genfast.sampling.lower.lowering import lower
     from genfast.sampling.model_call import ModelCall
     from genfast.sampling.surroundings import ordinary_tensors
 
     conditions = traced_conditions(conditioning)
     call = ModelCall(model, event_shape, distribution, forward, "check_causality")  # type: ignore[arg-type]
-    with ordinary_tensors():
-        x = call.example(conditions)
-    captured = capture(model, x, conditions, forward)
-    graph = lower(captured)
-    colours = call.grid[0]
-    if distribution is not None:
-        draws: Draws = distribution.draws(graph.output_sizes, colours)  # type: ignore[attr-defined]
-    else:
-        draws = _guess_draws(graph.output_sizes, colours)
-    return report_causality(graph, colours, draws, predicts)
+
+    def attempt(call: ModelCall, predicts: str | None) -> CausalityReport:
+        with ordinary_tensors():
+            x = call.example(conditions)
+        graph = lower(capture(model, x, conditions, call.forward))
+        colours, sizes = call.grid[0], graph.output_sizes
+        given = call.distribution
+        draws: Draws = given.draws(sizes, colours) if given else _guess_draws(sizes, colours)
+        return report_causality(graph, colours, draws, predicts)
+
+    report, lines = with_lines(call, conditions, predicts, attempt)
+    return report if lines is None else lines.line.report(report)
 
 
 def report_causality(

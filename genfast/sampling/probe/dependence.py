@@ -6,6 +6,7 @@ The features of a value fall into classes that are ready alike; per class there 
 Dependence is read from the weights: a tap whose weights are exactly zero is no dependence.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from genfast.sampling.values import (
     Input,
     Lookup,
     Pointwise,
+    Previous,
     Reduce,
     Source,
     Sources,
@@ -136,6 +138,7 @@ def analyse(graph: Graph, time: npt.NDArray[np.int64], join: bool = True) -> Dep
         join: make one class of those that are ready alike everywhere.
     """
     found: Dependence = {}
+    states = states_of(graph)
     for value in graph.values:
         if isinstance(value.body, Input):
             features = np.arange(value.features)
@@ -149,10 +152,14 @@ def analyse(graph: Graph, time: npt.NDArray[np.int64], join: bool = True) -> Dep
             continue
         if isinstance(value.body, Unflatten):
             of, edges = _dealt_out(value, value.body, found)
+        elif isinstance(value.body, Previous):
+            of, edges = np.zeros(value.features, np.int64), [list(_recalled(value.body, found))]
         elif isinstance(value.body, Pointwise):
             of, edges = _elementwise(value, value.body, found)
         else:
             of, edges = _by_pattern(*_live(value, found))
+        if value in states:  # each of its features counts for all of them one position later
+            of, edges = np.zeros_like(of), [_different(itertools.chain(*edges))]
         ready = [_latest(value, group, found) for group in edges]
         found[value] = _merge(of, edges, ready) if join else Classes(of, edges, ready)
     return found
@@ -209,7 +216,11 @@ def output_edges(graph: Graph, found: Dependence) -> list[list[Edge]]:
 
 def unique(edges: Sequence[Sequence[Edge]], features: Iterable[int]) -> list[Edge]:
     """Return the edges of some output features, equal ones once."""
-    return list({_identity(edge): edge for feature in features for edge in edges[feature]}.values())
+    return _different(edge for feature in features for edge in edges[feature])
+
+
+def _different(edges: Iterable[Edge]) -> list[Edge]:
+    return list({_identity(edge): edge for edge in edges}.values())
 
 
 def features_of(source: Source) -> npt.NDArray[np.int64]:
@@ -329,6 +340,41 @@ def _attended(
                 live = np.zeros(value.features, dtype=bool)
                 live[first + chosen] = sees[head[first + chosen]]
                 yield replace(_edge(source, klass), sight=sight), live
+
+
+# Recurrences
+
+
+def states_of(graph: Graph) -> set[Value]:
+    """Return the values that are read one position later."""
+    bodies = [value.body for value in graph.values]
+    return {body.state for body in bodies if isinstance(body, Previous) and body.state is not None}
+
+
+def carried_edges(body: Previous, found: Dependence) -> list[Edge]:
+    """Return the edges by which the state before is read."""
+    operands = [each for each in body.operands if not isinstance(each, int | float)]
+    return [
+        _edge(source, klass)
+        for sources in operands
+        for source in sources
+        for klass, _ in _by_class(source, found)
+    ]
+
+
+def _recalled(body: Previous, found: Dependence) -> Iterator[Edge]:
+    """Yield what a recurrence depends on so far: its inputs at its own position and all before.
+
+    One that runs backwards may depend on all of them.
+    """
+    sight: Sight | None = None
+    for source in body.inputs:
+        for klass, _ in _by_class(source, found):
+            edge = _edge(source, klass)
+            count = edge.origin.height * edge.origin.width
+            whole = np.full(count, count) if body.backwards else np.arange(count) + 1
+            sight = sight or Sight.of_first(whole)
+            yield replace(edge, sight=sight)
 
 
 def _elementwise(

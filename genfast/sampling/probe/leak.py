@@ -20,7 +20,7 @@ from genfast.sampling.probe.dependence import (
     unique,
 )
 from genfast.sampling.probe.sight import Sight
-from genfast.sampling.values import Attend, Conv, Graph, Input, Value
+from genfast.sampling.values import Attend, Conv, Graph, Input, Previous, Value
 
 # Parameters of one draw: the first colour drawn, how many, and which output features they are.
 Draws = Sequence[tuple[int, int, Sequence[int]]]
@@ -197,7 +197,7 @@ def _culprit(
 
 
 def _joins_positions(hop: _Hop) -> bool:
-    return hop.reader is not None and isinstance(hop.reader.body, Conv | Attend)
+    return hop.reader is not None and isinstance(hop.reader.body, Conv | Attend | Previous)
 
 
 def _violating(hop: _Hop, found: Dependence, limits: dict[tuple[Value, int], Map]) -> _Cut:

@@ -15,10 +15,25 @@ class Sight:
     """Position p of a reader sees position q of what it reads where `seen` [P, Q] is true."""
 
     def __init__(self, seen: Marks) -> None:
-        self.seen = seen
         count = seen.sum(axis=1)
         prefix = bool((seen == (np.arange(seen.shape[1]) < count[:, None])).all())
+        self._seen: Marks | None = seen
         self._first: Array | None = count if prefix else None
+
+    @staticmethod
+    def of_first(counts: Array) -> "Sight":
+        """Return what sees for each reader the first `counts` of as many positions as readers."""
+        sight = Sight(np.zeros((0, 0), np.bool_))
+        sight._seen, sight._first = None, counts
+        return sight
+
+    @property
+    def seen(self) -> Marks:
+        """Which positions [P, Q] see which."""
+        if self._seen is None:
+            assert self._first is not None
+            self._seen = np.arange(len(self._first)) < self._first[:, None]
+        return self._seen
 
     def latest(self, times: Array, missing: int) -> Array:
         """Return for each reader the greatest of the numbers [Q] that it sees, or `missing`."""
@@ -30,7 +45,8 @@ class Sight:
 
     def newest(self, reader: int, times: Array) -> int:
         """Return the position with the greatest number among those that one reader sees, or -1."""
-        places = np.flatnonzero(self.seen[reader])
+        first = self._first
+        places = np.flatnonzero(self.seen[reader]) if first is None else np.arange(first[reader])
         return int(places[times[places].argmax()]) if len(places) else -1
 
     def combine(self, numbers: npt.NDArray[np.int64], target: Array, by: np.ufunc) -> None:
