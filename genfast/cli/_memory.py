@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Ask glibc to keep up to a gigabyte of what is freed, and tell whether it will.
 
     A training step frees its tensors and asks for the same ones again. Given back in between, they
-    come as fresh pages, each a fault: a twentieth to a tenth of a small network's step on a CPU.
+    come as fresh pages, each a fault, which a small network's step on a CPU feels.
     Elsewhere, and where the environment says how malloc is to behave, nothing changes.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):

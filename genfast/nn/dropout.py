@@ -14,7 +14,7 @@ from genfast.ops import philox_uniform
 class Dropout(nn.Dropout):
     """torch's Dropout with the noise of `philox_uniform` on the CPU.
 
-    There torch draws bit after bit on one thread, which takes some seven times as long. The seed
+    There torch draws bit after bit on one thread, which takes several times as long. The seed
     comes from torch's generator: `torch.manual_seed` repeats the zeros, though they are not those
     that torch would put. On other devices it is torch's own.
 
